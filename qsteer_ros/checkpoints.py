@@ -1,0 +1,102 @@
+"""Checkpoints: a folder of ``model.safetensors`` and ``config.json``. No pickle, no torch.
+
+The folder is written under a temporary name and renamed, so a killed process leaves either the
+old checkpoint or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from qsteer_ros.errors import ConfigError, DataError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and everything needed to use them.
+
+    Attributes:
+        path: Folder it was read from.
+        tensors: Name -> array.
+        config: Contents of ``config.json``; ``kind`` names what it is (encoder, policy, critic).
+        hash: SHA-256 over weights and config, hexadecimal.
+    """
+
+    path: Path
+    tensors: Mapping[str, NDArray[Any]]
+    config: Mapping[str, Any]
+    hash: str
+
+
+def save(
+    folder: str | Path, tensors: Mapping[str, NDArray[Any]], config: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint folder atomically, replacing one that is there.
+
+    Raises:
+        DataError: A tensor holds a value that is not finite. Nothing has been written.
+    """
+    target = Path(folder)
+    for name, tensor in tensors.items():
+        if not np.all(np.isfinite(tensor)):
+            raise DataError(f"checkpoint tensor '{name}' must be finite; refusing to save it.")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial / WEIGHTS)
+    (partial / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    previous = target.with_name(target.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if target.exists():
+        os.replace(target, previous)
+    os.replace(partial, target)
+    shutil.rmtree(previous, ignore_errors=True)
+    return target
+
+
+def load(folder: str | Path, *, kind: str) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Args:
+        folder: The folder.
+        kind: What it must be: ``encoder``, ``policy`` or ``critic``.
+
+    Raises:
+        ConfigError: The folder or one of its two files is missing, or it is of another kind.
+        DataError: A file is damaged.
+    """
+    path = Path(folder)
+    for name in (WEIGHTS, CONFIG):
+        if not (path / name).is_file():
+            raise ConfigError(
+                f"'{path}' must be a {kind} checkpoint: it has no {name}. "
+                "Give the folder that 'qsteer train' wrote."
+            )
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG):
+        digest.update((path / name).read_bytes())
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        tensors = load_file(path / WEIGHTS)
+    except Exception as error:
+        raise DataError(f"checkpoint '{path}' is damaged: {error}. Train or copy it again.") from error
+    if config.get("kind") != kind:
+        raise ConfigError(
+            f"'{path}' must be a {kind} checkpoint: its config.json says "
+            f"'{config.get('kind')}'. Check the parameter that names it."
+        )
+    return Checkpoint(path, tensors, config, digest.hexdigest())

@@ -1,0 +1,1 @@
+"""Q ensembles over action chunks, their losses and checkpoints."""

@@ -1,0 +1,1 @@
+"""Which processes make up a running system, and how to start them without launch."""

@@ -1,0 +1,1 @@
+"""Training programs: data, encoder, behaviour cloning, critics."""

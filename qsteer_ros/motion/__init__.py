@@ -1,0 +1,1 @@
+"""From action chunks to joint motion: kinematics, servo model, limits, paths. No ROS, no torch."""

@@ -1,0 +1,1 @@
+"""Frozen policies: encoders, velocity networks, and the steered decision made with them."""

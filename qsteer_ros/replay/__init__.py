@@ -1,0 +1,1 @@
+"""The episode store: format, writer, reader, recovery, transitions. No ROS, no torch."""
