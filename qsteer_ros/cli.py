@@ -91,7 +91,9 @@ def _say(text: str) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line, so that tests can read its verbs and options."""
-    root = argparse.ArgumentParser(prog="qsteer", description="Frozen policies, steered by a critic.")
+    root = argparse.ArgumentParser(
+        prog="qsteer", description="Frozen policies, steered by a critic."
+    )
     root.add_argument("--version", action="version", version=f"qsteer_ros {__version__}")
     verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True)
     for add in VERBS:
