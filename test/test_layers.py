@@ -15,9 +15,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
     {"types", "errors", "resources"},
-    {"flow", "checkpoints", "motion", "replay"},
+    {"flow", "ensemble", "checkpoints", "motion", "replay"},
     {"steering", "critics", "sim"},
-    {"policies", "learning"},
+    {"policies"},
+    {"learning"},
     {"evaluation", "graph"},
     {"cli", "nodes"},
 )
