@@ -44,8 +44,8 @@ def _add_up(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--activate",
-        action="store_true",
-        help="let the policy move the arm as soon as it is configured",
+        action=argparse.BooleanOptionalAction,
+        help="let the policy move the arm as soon as it is configured (default: only in sim)",
     )
     parser.add_argument(
         "--logs",
