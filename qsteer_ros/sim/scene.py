@@ -29,6 +29,7 @@ try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glfw warns that there is no display; none is needed
         import mujoco
+        from gymnasium.spaces import Box
         from ogbench.manipspace import lie
         from ogbench.manipspace.envs.cube_env import CubeEnv
 except ModuleNotFoundError as error:
@@ -94,6 +95,13 @@ CAMERAS = {
 
 class _CubeEnvWithCameras(CubeEnv):  # type: ignore[misc]
     """OGBench's environment with :data:`CAMERAS` added before the model is compiled."""
+
+    _actions = Box(-np.ones(5, np.float32), np.ones(5, np.float32))
+
+    @property
+    def action_space(self) -> Box:
+        """OGBench's box, made once; it makes one per call, with a warning each time."""
+        return self._actions
 
     def add_objects(self, arena_mjcf: Any) -> None:
         super().add_objects(arena_mjcf)
