@@ -93,10 +93,27 @@ def load(folder: str | Path, *, kind: str) -> Checkpoint:
         config = json.loads((path / CONFIG).read_text())
         tensors = load_file(path / WEIGHTS)
     except Exception as error:
-        raise DataError(f"checkpoint '{path}' is damaged: {error}. Train or copy it again.") from error
+        raise DataError(
+            f"checkpoint '{path}' is damaged: {error}. Train or copy it again."
+        ) from error
     if config.get("kind") != kind:
         raise ConfigError(
             f"'{path}' must be a {kind} checkpoint: its config.json says "
             f"'{config.get('kind')}'. Check the parameter that names it."
         )
     return Checkpoint(path, tensors, config, digest.hexdigest())
+
+
+def architecture(checkpoint: Checkpoint, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    """The ``architecture`` object of a checkpoint's config.
+
+    Raises:
+        ConfigError: It is missing, or lacks one of ``keys``.
+    """
+    found = checkpoint.config.get("architecture")
+    if not isinstance(found, Mapping) or not set(keys) <= set(found):
+        raise ConfigError(
+            f"'{checkpoint.path}' must state an architecture with {', '.join(keys)} in its "
+            f"config.json: found {found}. Train it again."
+        )
+    return found

@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "qsteer_ros"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
-    {"types", "errors", "resources"},
+    {"types", "errors", "resources", "interface"},
     {"flow", "ensemble", "checkpoints", "motion", "replay"},
+    {"weights"},
     {"steering", "critics", "sim"},
     {"policies"},
     {"learning"},
@@ -27,7 +28,17 @@ ROS = {
     "rosgraph_msgs", "sensor_msgs", "std_msgs", "std_srvs", "trajectory_msgs",
     "ament_index_python", "launch", "launch_ros",
 }  # fmt: skip
-TORCH_FREE = {"types", "errors", "resources", "checkpoints", "motion", "replay", "sim", "graph"}
+TORCH_FREE = {
+    "types",
+    "errors",
+    "resources",
+    "interface",
+    "checkpoints",
+    "motion",
+    "replay",
+    "sim",
+    "graph",
+}
 TORCH_FREE_NODES = {"sim_node", "logger_node", "session_node", "replay_node", "autostart_node"}
 
 
