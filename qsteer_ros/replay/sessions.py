@@ -1,8 +1,8 @@
 """A session: a schedule of episodes, and ``session.json`` that says how each of them ended.
 
-The folder of a session holds ``session.json``, the episode store ``episodes/`` and the logs of the
-nodes. The file is replaced atomically after every episode, so a killed session can be resumed: what
-is in the file is done, and the rest of the schedule is still the same.
+The folder of a session holds ``session.json``, the episode store ``episodes/`` and the logs of
+the nodes. The file is replaced atomically after every episode, so a killed session can be resumed:
+what is in the file is done, and the rest of the schedule is still the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -205,13 +205,3 @@ def _result(entry: Mapping[str, Any]) -> Result:
     values["trial"] = Trial(**values["trial"])
     values["chunk_ms"] = tuple(values["chunk_ms"])
     return Result(**values)
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Read a comma-separated list, e.g. ``off,qgf``."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def total_chunk_ms(results: Sequence[Result]) -> list[float]:
-    """All chunk times of some results, ms."""
-    return [ms for result in results for ms in result.chunk_ms]
