@@ -120,6 +120,16 @@ class _CubeEnvWithCameras(CubeEnv):  # type: ignore[misc]
         arena_mjcf.visual.quality.offsamples = 0
 
 
+def goal_position(task_id: int) -> Array:
+    """Where OGBench's task wants the cube, (3,), m. Builds no model.
+
+    Args:
+        task_id: OGBench's number, counted from 1.
+    """
+    env = CubeEnv("single", mode="task")
+    return np.array(env.task_infos[task_id - 1]["goal_xyzs"][0], dtype=np.float64)
+
+
 class Scene:
     """The compiled model, its physics state, and pictures of it.
 

@@ -1,0 +1,132 @@
+"""Reading a data set of play: the arrays the policy, the critic and the servo model learn from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsteer_ros.errors import ConfigError, DataError
+from qsteer_ros.policies.features import Float32, proprioception_rows, teacher_features
+
+GRIPPER_CLOSED_RAD = 0.8
+ARM = slice(0, 6)
+GRIPPER = 6
+CUBE_XYZ = slice(14, 17)
+CUBE_QUAT_WXYZ = slice(17, 21)
+
+
+@dataclass(frozen=True)
+class Play:
+    """Episodes of play laid end to end.
+
+    Attributes:
+        qpos: Simulator positions, (N, 21).
+        ctrl: Commands of the step that begins at the row, (N, 7).
+        action: Normalised end-effector deltas, (N, 5).
+        proprio: Measured features, (N, 19).
+        cube_xyz: (N, 3), m.
+        cube_yaw: (N,), rad.
+        episode: Index of the episode a row belongs to, (N,).
+        hash: SHA-256 of the numbers, hexadecimal.
+    """
+
+    qpos: Float32
+    ctrl: Float32
+    action: Float32
+    proprio: Float32
+    cube_xyz: Float32
+    cube_yaw: Float32
+    episode: NDArray[np.int64]
+    hash: str
+
+    def features(self) -> Float32:
+        """The 27 features of each row, from the simulator's truth, (N, 27)."""
+        return teacher_features(self.proprio, self.cube_xyz, self.cube_yaw)
+
+
+def yaw_of(quat_wxyz: NDArray[np.floating]) -> Float32:
+    """Yaw of unit quaternions, (N, 4) -> (N,), rad."""
+    w, x, y, z = quat_wxyz.T.astype(np.float64)
+    return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)).astype(np.float32)
+
+
+def load_play(folder: Path, *, limit: int | None = None) -> Play:
+    """Read the episodes of a folder that ``qsteer data`` wrote, in the order of their names.
+
+    Args:
+        folder: It holds ``episode_*.npz``.
+        limit: Read no more than this many episodes.
+
+    Raises:
+        ConfigError: There is no episode in it.
+        DataError: An episode is damaged.
+    """
+    paths = sorted(folder.glob("episode_*.npz"))[:limit]
+    if not paths:
+        raise ConfigError(
+            f"'{folder}' must hold episodes of play: none found. Generate them with: qsteer data"
+        )
+    parts: dict[str, list[NDArray[np.float32]]] = {}
+    digest = hashlib.sha256()
+    lengths = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as episode:
+                arrays = {name: episode[name] for name in episode.files}
+        except Exception as error:
+            raise DataError(
+                f"'{path}' is damaged: {error}. Delete it and run qsteer data again."
+            ) from error
+        lengths.append(len(arrays["action"]))
+        for name, array in arrays.items():
+            parts.setdefault(name, []).append(array)
+            digest.update(np.ascontiguousarray(array).tobytes())
+    whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    qpos = whole["qpos"]
+    return Play(
+        qpos=qpos,
+        ctrl=whole["ctrl"],
+        action=whole["action"],
+        proprio=proprioception_rows(
+            position=qpos[:, ARM],
+            velocity=whole["qvel"][:, ARM],
+            tool_xyz=whole["tool_xyz"],
+            tool_yaw=whole["tool_yaw"],
+            gripper=np.clip(qpos[:, GRIPPER] / GRIPPER_CLOSED_RAD, 0.0, 1.0),
+            effort=whole["effort"],
+        ),
+        cube_xyz=qpos[:, CUBE_XYZ],
+        cube_yaw=yaw_of(qpos[:, CUBE_QUAT_WXYZ]),
+        episode=np.repeat(np.arange(len(paths)), lengths),
+        hash=digest.hexdigest(),
+    )
+
+
+def window_starts(episode: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Rows from which ``length`` further rows follow in the same episode, (M,)."""
+    last = len(episode) - length
+    if last <= 0:
+        return np.empty(0, dtype=np.int64)
+    starts = np.arange(last)
+    return starts[episode[starts] == episode[starts + length]]
+
+
+def windows(values: Float32, starts: NDArray[np.int64], length: int) -> Float32:
+    """``length`` consecutive rows from each start, (M, length, ...)."""
+    return values[starts[:, None] + np.arange(length)]
+
+
+def batches(
+    rows: int, *, size: int, seed: int, first: int, last: int
+) -> Iterator[NDArray[np.int64]]:
+    """Row numbers of the batches ``first`` to ``last - 1``, (size,) each, drawn with replacement.
+
+    A batch depends on ``seed`` and its own number only, so that training can be resumed anywhere.
+    """
+    for step in range(first, last):
+        yield np.random.default_rng((seed, step)).integers(0, rows, size)
