@@ -1,0 +1,93 @@
+"""Drives a lifecycle node from outside, and sets parameters of a node, with refusals as errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParametersAtomically
+from rclpy.parameter import Parameter
+
+from qsteer_ros.errors import ConfigError
+from qsteer_ros.nodes.waiting import Foreground
+
+STATES = {
+    "unconfigured": State.PRIMARY_STATE_UNCONFIGURED,
+    "inactive": State.PRIMARY_STATE_INACTIVE,
+    "active": State.PRIMARY_STATE_ACTIVE,
+}
+_NEXT = {
+    (STATES["unconfigured"], STATES["inactive"]): Transition.TRANSITION_CONFIGURE,
+    (STATES["unconfigured"], STATES["active"]): Transition.TRANSITION_CONFIGURE,
+    (STATES["inactive"], STATES["active"]): Transition.TRANSITION_ACTIVATE,
+    (STATES["active"], STATES["inactive"]): Transition.TRANSITION_DEACTIVATE,
+    (STATES["active"], STATES["unconfigured"]): Transition.TRANSITION_DEACTIVATE,
+    (STATES["inactive"], STATES["unconfigured"]): Transition.TRANSITION_CLEANUP,
+}
+_NAMES = {
+    Transition.TRANSITION_CONFIGURE: "configure",
+    Transition.TRANSITION_ACTIVATE: "activate",
+    Transition.TRANSITION_DEACTIVATE: "deactivate",
+    Transition.TRANSITION_CLEANUP: "clean up",
+}
+
+
+class RemoteNode:
+    """Another node as seen by one that drives it.
+
+    Args:
+        foreground: Whose node the clients belong to.
+        name: The other node's name, relative or absolute.
+    """
+
+    def __init__(self, foreground: Foreground, name: str) -> None:
+        self.name = name
+        self._foreground = foreground
+        create = foreground.node.create_client
+        self._get_state = create(GetState, f"{name}/get_state")
+        self._change_state = create(ChangeState, f"{name}/change_state")
+        self._set_parameters = create(SetParametersAtomically, f"{name}/set_parameters_atomically")
+
+    def set_parameters(self, values: Mapping[str, Any], *, timeout_s: float) -> None:
+        """Set parameters, all or none.
+
+        Raises:
+            ConfigError: The node refuses; its reason is in the message, its state is unchanged.
+            NoAnswer: It does not answer.
+        """
+        request = SetParametersAtomically.Request()
+        request.parameters = [
+            Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
+        ]
+        result = self._foreground.call(self._set_parameters, request, timeout_s=timeout_s).result
+        if not result.successful:
+            raise ConfigError(f"{self.name} refuses {dict(values)}: {result.reason}")
+
+    def drive_to(self, state: str, *, timeout_s: float) -> None:
+        """Walk the lifecycle to ``unconfigured``, ``inactive`` or ``active``.
+
+        Raises:
+            ConfigError: A transition fails; the node's log says why.
+            NoAnswer: The node does not answer a request within ``timeout_s``.
+        """
+        target = STATES[state]
+        while True:
+            answer = self._foreground.call(
+                self._get_state, GetState.Request(), timeout_s=timeout_s
+            )
+            current = answer.current_state
+            if current.id == target:
+                return
+            if (current.id, target) not in _NEXT:
+                raise ConfigError(
+                    f"{self.name} must be able to become {state}: it is {current.label}. "
+                    "Look at its log and start it again."
+                )
+            transition = _NEXT[(current.id, target)]
+            request = ChangeState.Request(transition=Transition(id=transition))
+            if not self._foreground.call(self._change_state, request, timeout_s=timeout_s).success:
+                raise ConfigError(
+                    f"{self.name} must {_NAMES[transition]}: it failed. Its log says why."
+                )

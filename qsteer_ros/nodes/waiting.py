@@ -1,0 +1,123 @@
+"""A node in the background and a program in the foreground: every wait has a name and a limit.
+
+The runners that drive other nodes (session, replay, autostart) read top to bottom. Their node is
+spun by one thread; callbacks store what came and call :meth:`Foreground.notify`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rclpy.client import Client
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from qsteer_ros.errors import QsteerError
+
+T = TypeVar("T")
+CHECK_S = 0.1
+"""How often a wait looks whether the program was told to stop."""
+
+
+class NoAnswer(QsteerError):
+    """Another node did not do its part in time."""
+
+
+class Stopped(Exception):
+    """The program was told to stop while it waited."""
+
+
+class Foreground:
+    """Spins a node in a thread of its own while the caller waits for conditions.
+
+    Args:
+        node: The node. Its callbacks run in the spinning thread.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._changed = threading.Condition()
+        self._executor = SingleThreadedExecutor(context=node.context)
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._spin, name="spin", daemon=True)
+
+    def __enter__(self) -> Foreground:
+        """Start spinning."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop spinning; the node is left for its owner to destroy."""
+        self._executor.shutdown()
+        self._thread.join()
+
+    def notify(self) -> None:
+        """Called by callbacks: something a condition may depend on has changed."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def until(
+        self, condition: Callable[[], T | None], *, timeout_s: float, what: str, remedy: str = ""
+    ) -> T:
+        """Block until ``condition()`` is neither ``None`` nor ``False``, and return it.
+
+        Args:
+            condition: Reads what callbacks stored.
+            timeout_s: Limit on the wait, seconds of the monotonic clock.
+            what: What must happen, for the message.
+            remedy: What the user can do when it does not.
+
+        Raises:
+            NoAnswer: ``timeout_s`` passed.
+            Stopped: The program was told to stop.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                value = condition()
+                if value is not None and value is not False:
+                    return value
+                if not self.node.context.ok():
+                    raise Stopped
+                left_s = deadline - time.monotonic()
+                if left_s <= 0.0:
+                    raise NoAnswer(f"{what} within {timeout_s:g} s: it did not. {remedy}".strip())
+                self._changed.wait(min(left_s, CHECK_S))
+
+    def call(self, client: Client, request: Any, *, timeout_s: float) -> Any:
+        """Call a service and wait for its answer.
+
+        Raises:
+            NoAnswer: The service is not there, or does not answer, within ``timeout_s``.
+            Stopped: The program was told to stop.
+        """
+        name = client.srv_name
+        remedy = "Check that its node runs and look at its log."
+        self.until(
+            client.service_is_ready,
+            timeout_s=timeout_s,
+            what=f"service {name} must be offered",
+            remedy=remedy,
+        )
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: self.notify())
+        try:
+            self.until(
+                future.done,
+                timeout_s=timeout_s,
+                what=f"service {name} must answer",
+                remedy=remedy,
+            )
+        except (NoAnswer, Stopped):
+            client.remove_pending_request(future)
+            raise
+        return future.result()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            self.notify()
