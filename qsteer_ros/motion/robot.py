@@ -61,15 +61,15 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class JointLimits:
-    """Limits of every joint of a path; the last entry is the gripper.
+    """Limits of the arm's joints; the gripper's command has its own in :class:`RobotFile`.
 
     Attributes:
-        lower: Smallest positions, (J + 1,), rad.
-        upper: Largest positions, (J + 1,), rad.
-        velocity: Largest speeds, (J + 1,), rad/s.
-        acceleration: Largest accelerations, (J + 1,), rad/s^2.
-        refuse_factor: A chunk that asks for more than this many times an arm joint's speed limit
-            is refused; below it, the motion is slowed down.
+        lower: Smallest positions, (J,), rad.
+        upper: Largest positions, (J,), rad.
+        velocity: Largest speeds, (J,), rad/s.
+        acceleration: Largest accelerations, (J,), rad/s^2.
+        refuse_factor: A chunk that asks for more than this many times a joint's speed limit
+            is refused; below it, the motion is limited.
     """
 
     lower: Array
@@ -89,6 +89,7 @@ class RobotFile:
         gripper_joint: Joint that closes the gripper.
         gripper_closed_rad: Its position when closed; open is 0.
         gripper_tau_s: Time constant of the gripper's answer to a command.
+        gripper_rate_rad_per_s: Largest rate of change of the gripper's command.
         effort_full_scale_n: Grip force that counts as 1.
         cameras: Camera name -> camera, in the file's order.
         joint_states_topic: Topic with positions, velocities and efforts by joint name.
@@ -112,6 +113,7 @@ class RobotFile:
     gripper_joint: str
     gripper_closed_rad: float
     gripper_tau_s: float
+    gripper_rate_rad_per_s: float
     effort_full_scale_n: float
     cameras: Mapping[str, Camera]
     joint_states_topic: str
@@ -234,7 +236,7 @@ class _Reader:
         names = ("lower", "upper", "velocity", "acceleration")
         c = self.section(content, "limits", frozenset({*names, "refuse_factor"}))
         lower, upper, velocity, acceleration = (
-            self.array(c[name], f"limits.{name}", joints + 1) for name in names
+            self.array(c[name], f"limits.{name}", joints) for name in names
         )
         if np.any(lower >= upper):
             raise self.fail("limits.lower", "be below limits.upper", c["lower"])
@@ -257,7 +259,7 @@ class _Reader:
         gripper = self.section(
             c["gripper"],
             "gripper",
-            frozenset({"joint", "closed_rad", "tau_s", "effort_full_scale_n"}),
+            frozenset({"joint", "closed_rad", "tau_s", "rate_rad_per_s", "effort_full_scale_n"}),
         )
         action = self.section(c["action"], "action", frozenset({"meaning", "names", "scale"}))
         workspace = self.section(c["workspace"], "workspace", frozenset({"lower", "upper"}))
@@ -278,6 +280,9 @@ class _Reader:
             gripper_joint=self.text(gripper["joint"], "gripper.joint"),
             gripper_closed_rad=self.number(gripper["closed_rad"], "gripper.closed_rad"),
             gripper_tau_s=self.number(gripper["tau_s"], "gripper.tau_s"),
+            gripper_rate_rad_per_s=self.number(
+                gripper["rate_rad_per_s"], "gripper.rate_rad_per_s"
+            ),
             effort_full_scale_n=self.number(
                 gripper["effort_full_scale_n"], "gripper.effort_full_scale_n"
             ),
