@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,15 @@ from qsteer_ros.replay.definitions import definition
 METADATA = "metadata.yaml"
 BAG_VERSION = 9
 CHUNK_BYTES = 64 * 1024
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 INFINITE = {"sec": 9223372036, "nsec": 854775807}
+
+
+class _NoAliases(_Dumper):  # type: ignore[misc,valid-type]
+    """Dumper that repeats equal parts, as rosbag2 does, rather than referring to them."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,12 @@ class Qos:
             "liveliness_lease_duration": dict(INFINITE),
             "avoid_ros_namespace_conventions": False,
         }
+
+
+@lru_cache(maxsize=64)
+def _profile_text(qos: Qos) -> str:
+    """The profile as a channel of the MCAP file carries it."""
+    return str(yaml.dump([qos.profile()], Dumper=_NoAliases, sort_keys=False)).strip()
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class BagWriter:
 
     Attributes:
         folder: The bag.
-        path: Its MCAP file, ``<folder name>_0.mcap``.
+        path: Its MCAP file, ``<name>_0.mcap``.
         topics: Name -> topic, in the order given.
         counts: Topic name -> messages written.
         sizes: Topic name -> bytes of message data written.
@@ -113,7 +128,11 @@ class BagWriter:
     """
 
     def __init__(
-        self, folder: Path, topics: Sequence[Topic], custom_data: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        topics: Sequence[Topic],
+        custom_data: Mapping[str, str] | None = None,
+        name: str | None = None,
     ) -> None:
         """Create the folder's files.
 
@@ -121,13 +140,14 @@ class BagWriter:
             folder: An existing folder without a bag.
             topics: Everything that may be written.
             custom_data: Strings that go into ``metadata.yaml``.
+            name: Name of the bag; default: that of the folder.
 
         Raises:
             ConfigError: A topic has a type without a known definition. Nothing has been written.
         """
         texts = {topic.name: topic.text_and_hash() for topic in topics}
         self.folder = folder
-        self.path = folder / f"{folder.name}_0.mcap"
+        self.path = folder / f"{name or folder.name}_0.mcap"
         self.topics = {topic.name: topic for topic in topics}
         self.counts = dict.fromkeys(self.topics, 0)
         self.sizes = dict.fromkeys(self.topics, 0)
@@ -156,7 +176,7 @@ class BagWriter:
                 schemas[topic.type] = self._mcap.register_schema(
                     topic.type, "ros2msg", text.encode()
                 )
-            qos = yaml.safe_dump([topic.qos.profile()], sort_keys=False).strip()
+            qos = _profile_text(topic.qos)
             channels[topic.name] = self._mcap.register_channel(
                 topic.name,
                 "cdr",
@@ -265,13 +285,6 @@ class BagWriter:
             sort_keys=False,
         )
         write_atomically(self.folder / METADATA, text)
-
-
-class _NoAliases(yaml.SafeDumper):
-    """Dumper that repeats equal parts, as rosbag2 does, rather than referring to them."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -212,8 +212,8 @@ class Episode:
 def find_episodes(store: str | Path) -> list[Path]:
     """Folders under a store that hold an episode or what is left of one, sorted by name.
 
-    A folder counts when it has an ``episode.json`` or an MCAP file. Recovered copies are listed
-    like any other episode.
+    A folder counts when it has an ``episode.json`` or an MCAP file and no name below the store
+    begins with a dot. Recovered copies are listed like any other episode.
 
     Raises:
         ConfigError: The store does not exist.
@@ -223,7 +223,11 @@ def find_episodes(store: str | Path) -> list[Path]:
         raise ConfigError(f"an episode store must be a folder: '{root}' is not. Check the path.")
     found = {path.parent for path in root.rglob(EPISODE)}
     found |= {path.parent for path in root.rglob("*_0.mcap")}
-    return sorted(found)
+    return sorted(
+        folder
+        for folder in found
+        if not any(part.startswith(".") for part in folder.relative_to(root).parts)
+    )
 
 
 def recovered_folder(episode: Path) -> Path:

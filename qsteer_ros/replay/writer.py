@@ -40,7 +40,8 @@ class EpisodeWriter:
         topics: Sequence[Topic],
         *,
         fsync_interval_s: float = 1.0,
-        folder_name: str | None = None,
+        folder: Path | None = None,
+        name: str | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Create the folder, the bag and the first ``episode.json``, and wait for the disk.
@@ -50,7 +51,8 @@ class EpisodeWriter:
             episode: The episode, with provenance.
             topics: Everything that may be written.
             fsync_interval_s: Longest time that flushed messages stay off the disk, s.
-            folder_name: Name of the folder; default: the episode's id.
+            folder: Folder to make; default: ``store / episode_id``.
+            name: Name of the bag; default: that of the folder.
             clock_ns: Monotonic clock of the interval, for tests.
 
         Raises:
@@ -64,7 +66,7 @@ class EpisodeWriter:
             )
         for topic in topics:
             topic.text_and_hash()
-        self.folder = Path(store) / (folder_name or episode.episode_id)
+        self.folder = folder or Path(store) / episode.episode_id
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError:
@@ -77,7 +79,7 @@ class EpisodeWriter:
             episode, state=RECORDING, topics=counts, package_version=__version__
         )
         self.episode.save(self.folder)
-        self._bag = BagWriter(self.folder, topics, {"qsteer_episode": episode.episode_id})
+        self._bag = BagWriter(self.folder, topics, {"qsteer_episode": episode.episode_id}, name)
         fcntl.flock(self._bag.lock(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         sync_folder(self.folder.parent)
         self._clock_ns = clock_ns
