@@ -1,30 +1,48 @@
-"""Parameters of a node: one frozen dataclass says their names, types, bounds and meaning."""
+"""Parameters of a node: one frozen dataclass defines names, defaults, bounds and documentation.
+
+::
+
+    @dataclass(frozen=True)
+    class SimParameters:
+        seed: int = param(0, "Seed of the next episode's start.", bounds=(0, 2**31 - 1))
+
+    parameters = declare(node, SimParameters)
+
+Values from files, the command line and ``ros2 param set`` pass the same checks and are refused with
+the same sentences. Whole numbers are taken where a field is a float.
+"""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, cast
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
-from rclpy.node import Node
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.parameter import Parameter
 
 from qsteer_ros.errors import ConfigError
 
 P = TypeVar("P")
-_METADATA_KEY = "parameter"
-#: Parameters that rclpy itself declares or reads.
-_BUILT_IN = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
-class _Constraint:
+class _Rule:
+    """What a parameter may be, and what it is."""
+
     description: str
     bounds: tuple[float, float] | None
     choices: tuple[str, ...] | None
     read_only: bool
+
+    @property
+    def constraint(self) -> str:
+        if self.bounds is not None:
+            return f"in [{self.bounds[0]:g}, {self.bounds[1]:g}]"
+        return f"one of {', '.join(self.choices)}" if self.choices else ""
 
 
 def param(
@@ -35,76 +53,109 @@ def param(
     choices: Sequence[str] | None = None,
     read_only: bool = False,
 ) -> Any:
-    """Field of a parameter dataclass.
+    """A dataclass field that is a parameter.
 
     Args:
-        default: Value when nothing is said; its type is the parameter's type.
-        description: One sentence, with the unit; shown by ``ros2 param describe`` and in refusals.
-        bounds: Smallest and largest value of a number, both allowed.
-        choices: Values of a string.
-        read_only: Whether it can only be given at start.
+        default: Value when nobody sets it; its type (bool, int, float, str or a tuple of str) is
+            the parameter's.
+        description: What it is, with its unit. Part of every refusal.
+        bounds: Smallest and largest accepted number.
+        choices: Accepted texts.
+        read_only: It cannot change once the node is made.
     """
-    constraint = _Constraint(
-        description, bounds, tuple(choices) if choices is not None else None, read_only
+    chosen = None if choices is None else tuple(choices)
+    return dataclasses.field(
+        default=default, metadata={"param": _Rule(description, bounds, chosen, read_only)}
     )
-    return field(default=default, metadata={_METADATA_KEY: constraint})
 
 
-def declare(node: Node, kind: type[P]) -> P:
-    """Declare every field of a parameter dataclass and return the values given to the node.
+def check(kind: type[P], name: str, value: Any) -> Any:
+    """The value as the field's type.
+
+    Args:
+        kind: The dataclass of parameters.
+        name: The field.
+        value: What was given.
 
     Raises:
-        ConfigError: A value has another type or is out of bounds, or a parameter was given that
-            the node does not have.
+        ConfigError: It is of another type, out of bounds, not a choice, or not a number.
     """
-    _refuse_unknown(node, [f.name for f in fields(kind)])  # type: ignore[arg-type]
+    field = next(f for f in fields(cast(Any, kind)) if f.name == name)
+    rule = cast(_Rule, field.metadata["param"])
+    value = _typed(name, value, field.default, rule)
+    wrong = isinstance(value, float) and math.isnan(value)
+    if rule.bounds is not None:
+        wrong = not rule.bounds[0] <= value <= rule.bounds[1]
+    if rule.choices is not None:
+        wrong = value not in rule.choices
+    if wrong:
+        must = rule.constraint or "a number"
+        raise ConfigError(f"parameter '{name}' must be {must}: got {value!r}. {rule.description}")
+    return value
+
+
+def _typed(name: str, value: Any, default: Any, rule: _Rule) -> Any:
+    if isinstance(default, tuple):
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            values = [v for v in value if v != ""]  # ROS has no empty list of texts in a file
+            if all(isinstance(v, str) for v in values):
+                return tuple(values)
+        raise ConfigError(
+            f"parameter '{name}' must be a list of texts: got {value!r}. {rule.description}"
+        )
+    wanted = type(default)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        quotes = " Put it in quotes: YAML reads a bare off, on, yes or no as true or false."
+        hint = quotes if wanted is str and isinstance(value, bool) else ""
+        raise ConfigError(
+            f"parameter '{name}' must be {_KINDS[wanted]}: got {value!r}. {rule.description}{hint}"
+        )
+    return value
+
+
+def declare(node: Any, kind: type[P]) -> P:
+    """Declare every field on a node and return their values.
+
+    Later changes that break a rule are refused by the node with the rule's sentence; what a node
+    does with accepted ones is its own business (``add_post_set_parameters_callback``).
+
+    Raises:
+        ConfigError: A value given at start breaks its rule.
+    """
     values = {}
-    for entry in fields(kind):  # type: ignore[arg-type]
-        constraint: _Constraint = entry.metadata[_METADATA_KEY]
-        descriptor = _descriptor(entry.default, constraint)
+    for field in fields(cast(Any, kind)):
+        rule = cast(_Rule, field.metadata["param"])
+        default = field.default
+        declared = node.declare_parameter(
+            field.name,
+            list(default) or [""] if isinstance(default, tuple) else default,
+            ParameterDescriptor(
+                description=rule.description,
+                additional_constraints=rule.constraint,
+                read_only=rule.read_only,
+                dynamic_typing=True,  # so that our own check, with its sentence, judges types
+            ),
+        )
+        values[field.name] = check(kind, field.name, declared.value)
+
+    def judge(changes: list[Parameter]) -> SetParametersResult:
         try:
-            value = node.declare_parameter(entry.name, entry.default, descriptor).value
-        except InvalidParameterValueException as error:
-            raise ConfigError(_refusal(entry.name, error.value, constraint)) from error
-        except InvalidParameterTypeException as error:
-            raise ConfigError(
-                f"parameter '{entry.name}' must be a {type(entry.default).__name__}: got "
-                f"{node._parameter_overrides[entry.name].value!r}. {constraint.description}"
-            ) from error
-        if constraint.choices is not None and value not in constraint.choices:
-            raise ConfigError(_refusal(entry.name, value, constraint))
-        values[entry.name] = value
+            for change in changes:
+                if change.name in values:
+                    check(kind, change.name, change.value)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(judge)
     return kind(**values)
 
 
-def _descriptor(default: Any, constraint: _Constraint) -> ParameterDescriptor:
-    descriptor = ParameterDescriptor(
-        description=constraint.description, read_only=constraint.read_only
-    )
-    if constraint.choices is not None:
-        descriptor.additional_constraints = f"one of {', '.join(constraint.choices)}"
-    if constraint.bounds is not None:
-        low, high = constraint.bounds
-        if isinstance(default, int):
-            descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
-        else:
-            descriptor.floating_point_range = [
-                FloatingPointRange(from_value=float(low), to_value=float(high))
-            ]
-    return descriptor
-
-
-def _refusal(name: str, value: object, constraint: _Constraint) -> str:
-    allowed = f"in {list(constraint.bounds)}" if constraint.bounds else "allowed"
-    if constraint.choices is not None:
-        allowed = f"one of {', '.join(constraint.choices)}"
-    return f"parameter '{name}' must be {allowed}: got {value}. {constraint.description}"
-
-
-def _refuse_unknown(node: Node, names: list[str]) -> None:
-    for given in node._parameter_overrides:
-        if given in names or given.startswith(_BUILT_IN) or node.has_parameter(given):
-            continue
-        close = difflib.get_close_matches(given, names, n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else f"It has {', '.join(sorted(names))}."
-        raise ConfigError(f"node {node.get_name()} has no parameter '{given}'. {hint}")
+def changed(parameters: P, changes: Sequence[Parameter]) -> P:
+    """The parameters with accepted changes applied; names that are not fields are ignored."""
+    kind = type(parameters)
+    known = {f.name for f in fields(cast(Any, kind))}
+    values = {c.name: check(kind, c.name, c.value) for c in changes if c.name in known}
+    return cast(P, dataclasses.replace(cast(Any, parameters), **values))
