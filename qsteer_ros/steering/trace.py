@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -66,31 +68,32 @@ class Trace:
         """
         if not self._steps:
             return {}
-        rows = [_row(*step) for step in self._steps]
-        return {
-            name: torch.stack([row[name] for row in rows]).float().cpu().numpy() for name in FIELDS
+        times, velocities, guidances, slopes = zip(*self._steps, strict=True)
+        velocity = torch.stack(velocities).flatten(2)  # (T, B, H A)
+        guidance = torch.stack(guidances).flatten(2)
+        velocity_norm, guidance_norm = velocity.norm(dim=2), guidance.norm(dim=2)
+        columns = {
+            "flow_time": torch.stack(times),
+            "velocity_norm": velocity_norm,
+            "guidance_norm": guidance_norm,
+            "ratio": guidance_norm / velocity_norm,
+            "cosine": (velocity * guidance).sum(dim=2) / (velocity_norm * guidance_norm),
+            **_judged(slopes, like=velocity_norm),
         }
+        return {name: columns[name].float().cpu().numpy() for name in FIELDS}
 
 
-def _row(
-    flow_time: Tensor, velocity: Tensor, guidance: Tensor, slope: Slope | None
-) -> dict[str, Tensor]:
-    along, push = velocity.flatten(1), guidance.flatten(1)
-    velocity_norm, guidance_norm = along.norm(dim=1), push.norm(dim=1)
-    unknown = torch.full_like(velocity_norm, torch.nan)
-    row = {
-        "flow_time": flow_time,
-        "velocity_norm": velocity_norm,
-        "guidance_norm": guidance_norm,
-        "ratio": guidance_norm / velocity_norm,
-        "cosine": (along * push).sum(dim=1) / (velocity_norm * guidance_norm),
-    }
-    if slope is None:
-        return row | dict.fromkeys(FIELDS[5:], unknown)
-    return row | {
-        "q": slope.value,
-        "q_min": ensemble.minimum(slope.values),
-        "q_mean": ensemble.mean(slope.values),
-        "q_spread": slope.values.std(dim=0, unbiased=False),
-        "clipped_share": slope.clipped.flatten(1).to(velocity.dtype).mean(dim=1),
-    }
+def _judged(slopes: Sequence[Slope | None], *, like: Tensor) -> dict[str, Tensor]:
+    """What the critic said, (T, B) each; NaN in the rows of steps at which it was not asked."""
+    columns = {name: torch.full_like(like, torch.nan) for name in FIELDS[5:]}
+    asked = [step for step, slope in enumerate(slopes) if slope is not None]
+    answers = [slope for slope in slopes if slope is not None]
+    if answers:
+        values = torch.stack([answer.values for answer in answers], dim=1)  # (E, T', B)
+        clipped = torch.stack([answer.clipped for answer in answers]).flatten(2)
+        columns["q"][asked] = torch.stack([answer.value for answer in answers])
+        columns["q_min"][asked] = ensemble.minimum(values)
+        columns["q_mean"][asked] = ensemble.mean(values)
+        columns["q_spread"][asked] = values.std(dim=0, unbiased=False)
+        columns["clipped_share"][asked] = clipped.to(like.dtype).mean(dim=2)
+    return columns
