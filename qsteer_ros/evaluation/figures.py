@@ -43,7 +43,7 @@ def success_bars(
         colour: Arm -> colour.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 0.55 * len(rates) + 0.8), layout="constrained")
+        figure = Figure(figsize=(9.6, 0.55 * len(rates) + 0.8), layout="constrained")
         axes = figure.subplots()
         for row, (arm, (rate, low, high)) in enumerate(rates.items()):
             axes.barh(row, 100 * rate, height=0.56, color=colour[arm], alpha=0.85)
@@ -68,7 +68,7 @@ def traces(
         colour: Arm -> colour.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.55 * len(series) + 0.4), layout="constrained")
+        figure = Figure(figsize=(9.6, 1.55 * len(series) + 0.4), layout="constrained")
         panels = np.atleast_1d(figure.subplots(len(series), 1, sharex=True))
         for axes, (label, lines) in zip(panels, series.items(), strict=True):
             _trace(axes, label, lines, colour)
@@ -88,7 +88,7 @@ def latency_histogram(
     top = float(np.quantile(everything, 0.995)) * 1.1 if everything.size else 1.0
     bins = np.linspace(0.0, max(top, 1e-3), 50)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+        figure = Figure(figsize=(9.6, 2.6), layout="constrained")
         axes = figure.subplots()
         for arm, values in known.items():
             if values.size:
