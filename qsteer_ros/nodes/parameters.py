@@ -8,8 +8,8 @@
 
     parameters = declare(node, SimParameters)
 
-Values from files, the command line and ``ros2 param set`` pass the same checks and are refused with
-the same sentences. Whole numbers are taken where a field is a float.
+Values from files, the command line and ``ros2 param set`` pass the same checks and are refused
+with the same sentences. Whole numbers are taken where a field is a float.
 """
 
 from __future__ import annotations
