@@ -82,7 +82,114 @@ def _report(arguments: argparse.Namespace) -> None:
     _say(str(write_report(arguments.session, arguments.out)))
 
 
-VERBS: tuple[Callable[[Verbs], None], ...] = (_add_up, _add_report)
+def _add_data(verbs: Verbs) -> None:
+    from qsteer_ros.learning.settings import DataSettings, add_options
+
+    parser = verbs.add_parser("data", help="generate play episodes and camera frames to train on")
+    parser.add_argument("--out", type=Path, default=Path("data/cube"), metavar="DIR")
+    add_options(parser, DataSettings)
+    parser.set_defaults(run=_data)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from qsteer_ros.learning.data import generate
+    from qsteer_ros.learning.settings import DataSettings, checked, given
+
+    generate(arguments.out, checked(DataSettings, given(arguments, DataSettings)))
+    _say(str(arguments.out))
+
+
+def _add_train(verbs: Verbs) -> None:
+    from qsteer_ros.learning.settings import PROGRAMS, add_options
+
+    parser = verbs.add_parser("train", help="train an encoder, a policy (bc) or a critic")
+    programs = parser.add_subparsers(dest="program", metavar="PROGRAM", required=True)
+    for name, (settings, meaning) in PROGRAMS.items():
+        program = programs.add_parser(name, help=meaning)
+        program.add_argument(
+            "--data", type=Path, default=Path("data/cube"), metavar="DIR", help="of qsteer data"
+        )
+        program.add_argument("--out", type=Path, required=True, metavar="DIR")
+        program.add_argument(
+            "--resume", action="store_true", help="continue an interrupted run in --out"
+        )
+        if name == "critic":
+            program.add_argument(
+                "--episodes",
+                type=Path,
+                metavar="DIR",
+                help="train from logged episodes alone instead of --data",
+            )
+            program.add_argument("--encoder", default="checkpoints/encoder", metavar="DIR")
+            program.add_argument("--robot", default="robot_ur5e_sim.yaml", metavar="FILE")
+        add_options(program, settings)
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from qsteer_ros.learning.commands import train_program
+
+    _say(train_program(arguments.program, vars(arguments)))
+
+
+def _add_evaluate(verbs: Verbs) -> None:
+    parser = verbs.add_parser("evaluate", help="success rates of steering arms, in process")
+    parser.add_argument(
+        "--arms",
+        default="off,best_of_n,qgf,qpilots_u",
+        help="modes, as mode or mode:weight (best_of_n:16), separated by commas",
+    )
+    parser.add_argument("--goals", default="1", help="numbers separated by commas")
+    for option, default, meaning in (
+        ("episodes", 25, "per arm and goal"),
+        ("seed", 0, "of the first initial state"),
+        ("max-steps", 200, "control steps of 50 ms"),
+        ("denoising-steps", 10, "Euler steps from noise to chunk"),
+        ("execute-steps", 5, "actions of a chunk before the next one is decided"),
+        ("latency-ms", 60.0, "from observation to command"),
+        ("camera-shift-m", 0.0, "front camera moved sideways"),
+        ("workers", 1, "processes"),
+        ("robot", "robot_ur5e_sim.yaml", "robot file"),
+        ("encoder", "checkpoints/encoder", "checkpoint"),
+        ("policy", "checkpoints/policy", "checkpoint"),
+        ("critic", "checkpoints/critic_goal{goal}", "checkpoint, {goal} is replaced"),
+    ):
+        parser.add_argument(
+            f"--{option}", type=type(default), default=default, help=f"{meaning} ({default})"
+        )
+    parser.add_argument("--true-pose", action="store_true", help="cube pose from the simulator")
+    parser.add_argument("--no-latency", action="store_true", help="commands take effect at once")
+    parser.add_argument("--native", action="store_true", help="no decoder and no follower")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON report")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from qsteer_ros.evaluation.evaluate import evaluate, from_options, table
+
+    _say(table(evaluate(from_options(vars(arguments)), arguments.out)))
+
+
+def _add_fit_servo(verbs: Verbs) -> None:
+    parser = verbs.add_parser("fit-servo", help="fit a robot file's servo lag to play")
+    parser.add_argument("--data", type=Path, default=Path("data/cube"), metavar="DIR")
+    parser.set_defaults(run=_fit_servo)
+
+
+def _fit_servo(arguments: argparse.Namespace) -> None:
+    from qsteer_ros.learning.servo import fit_servo_of_play, robot_file_lines
+
+    _say(robot_file_lines(fit_servo_of_play(arguments.data)))
+
+
+VERBS: tuple[Callable[[Verbs], None], ...] = (
+    _add_up,
+    _add_report,
+    _add_data,
+    _add_train,
+    _add_evaluate,
+    _add_fit_servo,
+)
 
 
 def _say(text: str) -> None:

@@ -102,6 +102,14 @@ class CriticSettings:
     seed: int = option(0, "Decides weights, batches and noise.", bounds=(0, 2**31))
 
 
+PROGRAMS: dict[str, tuple[type[Any], str]] = {
+    "encoder": (EncoderSettings, "cameras to features"),
+    "bc": (PolicySettings, "the flow policy, cloned from play"),
+    "critic": (CriticSettings, "values of chunks for one goal"),
+}
+"""Training programs by the name they have on the command line."""
+
+
 def add_options(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
     """Give a parser one option per field; only those the user wrote are set."""
     types = get_type_hints(kind)

@@ -1,0 +1,290 @@
+"""Success rates of several steering arms on the same initial states, in process."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from qsteer_ros import resources
+from qsteer_ros.errors import ConfigError
+from qsteer_ros.evaluation.rollout import EpisodeResult, Links, Rollout
+from qsteer_ros.evaluation.statistics import wilson_interval
+from qsteer_ros.steering.settings import MODES, SteeringSettings
+
+DEFAULT_WEIGHTS = {"zero": 0.05, "random_matched": 0.05, "qgf": 0.05, "qpilots_u": 0.1}
+"""Weight of each mode when an arm names none, found on the shipped checkpoints (docs/training.md)."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is evaluated.
+
+    Attributes:
+        arms: Steering modes, each as ``mode`` or ``mode:weight`` (``best_of_n:16``: candidates).
+        goals: Numbers of the goals.
+        episodes: Per arm and goal; the same initial states for all arms.
+        seed: Of the first initial state.
+        max_steps: Control steps of 50 ms after which an episode has failed.
+        robot: Robot file.
+        encoder: Checkpoint folder.
+        policy: Checkpoint folder.
+        critic: Checkpoint folder; ``{goal}`` in it becomes the goal's number.
+        denoising_steps: Euler steps from noise to chunk.
+        execute_steps: Actions of a chunk executed before the next one is decided.
+        latency_ms: From the stamp of an observation to the moment its path takes effect.
+        true_pose: Take the cube's pose from the simulator instead of the encoder.
+        native: Execute chunks by OGBench's own control instead of decoder and follower.
+        camera_shift_m: Sideways displacement of the front camera.
+        workers: Processes.
+
+    Raises:
+        ConfigError: A number is out of range or an arm is unknown.
+    """
+
+    arms: tuple[str, ...] = ("off", "best_of_n", "qgf", "qpilots_u")
+    goals: tuple[int, ...] = (1,)
+    episodes: int = 25
+    seed: int = 0
+    max_steps: int = 200
+    robot: str = "robot_ur5e_sim.yaml"
+    encoder: str = "checkpoints/encoder"
+    policy: str = "checkpoints/policy"
+    critic: str = "checkpoints/critic_goal{goal}"
+    denoising_steps: int = 10
+    execute_steps: int = 5
+    latency_ms: float = 60.0
+    true_pose: bool = False
+    native: bool = False
+    camera_shift_m: float = 0.0
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run before anything is loaded."""
+        for name in ("episodes", "max_steps", "execute_steps", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' must be at least 1: got {getattr(self, name)}.")
+        if self.seed < 0 or self.latency_ms < 0.0:
+            raise ConfigError(
+                f"'seed' and 'latency_ms' must not be negative: got {self.seed} and "
+                f"{self.latency_ms}."
+            )
+        if not self.arms or not self.goals:
+            raise ConfigError("an evaluation needs at least one arm and one goal: got none.")
+        for arm in self.arms:
+            parse_arm(arm)
+
+
+def parse_arm(arm: str) -> SteeringSettings:
+    """The steering settings that an arm's name stands for.
+
+    Args:
+        arm: ``mode``, ``mode:weight`` or ``best_of_n:candidates``.
+
+    Raises:
+        ConfigError: The mode is unknown or the number is none.
+    """
+    mode, colon, text = arm.partition(":")
+    if mode not in MODES:
+        raise ConfigError(f"an arm must be one of {', '.join(MODES)}: got '{mode}'.")
+    if not colon:
+        return SteeringSettings(mode=mode, weight=DEFAULT_WEIGHTS.get(mode, 0.0))
+    try:
+        if mode == "best_of_n":
+            return SteeringSettings(mode=mode, num_samples=int(text))
+        return SteeringSettings(mode=mode, weight=float(text))
+    except ValueError as error:
+        raise ConfigError(
+            f"arm '{arm}' must end in a number after the colon: got '{text}'. "
+            "Write for example qgf:0.05 or best_of_n:16."
+        ) from error
+
+
+def evaluate(settings: EvaluationSettings, out: Path | None = None) -> dict[str, Any]:
+    """Run every arm on every goal and initial state.
+
+    Args:
+        settings: What.
+        out: Where the report is written as JSON; None writes nothing.
+
+    Returns:
+        ``settings``, one ``summary`` per arm and goal (successes, rate, its 95 % interval after
+        Wilson, mean steps, mean guidance ratio, median cube error) and every episode.
+
+    Raises:
+        ConfigError: A checkpoint is missing or does not fit the robot.
+        DataError: A checkpoint is damaged.
+    """
+    jobs = [
+        (arm, goal, seed)
+        for goal in settings.goals
+        for arm in settings.arms
+        for seed in range(settings.seed, settings.seed + settings.episodes)
+    ]
+    results: dict[tuple[str, int], list[EpisodeResult]] = {}
+    with tqdm(total=len(jobs), desc="evaluate", unit="episode") as bar:
+        for (arm, goal, _), result in zip(jobs, _run(jobs, settings), strict=True):
+            group = results.setdefault((arm, goal), [])
+            group.append(result)
+            bar.set_postfix_str(
+                f"{arm}, goal {goal}: {sum(r.success for r in group)}/{len(group)}"
+            )
+            bar.update()
+    report = {
+        "settings": asdict(settings),
+        "summary": [_summary(arm, goal, rows) for (arm, goal), rows in results.items()],
+        "episodes": [
+            {"arm": arm, **asdict(row)} for (arm, _), rows in results.items() for row in rows
+        ],
+    }
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """The summary as text, one line per arm and goal."""
+    lines = [f"{'goal':4}  {'arm':20}  {'success':>9}  {'95 % interval':>15}  {'steps':>5}  ratio"]
+    for row in report["summary"]:
+        low, high = row["interval"]
+        lines.append(
+            f"{row['goal']:4}  {row['arm']:20}  {row['successes']:4}/{row['episodes']:<4}  "
+            f"{low:6.0%} to {high:5.0%}  {row['mean_steps']:5.0f}  {row['mean_ratio']:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _summary(arm: str, goal: int, rows: Sequence[EpisodeResult]) -> dict[str, Any]:
+    successes = sum(row.success for row in rows)
+    low, high = wilson_interval(successes, len(rows))
+    return {
+        "arm": arm,
+        "goal": goal,
+        "episodes": len(rows),
+        "successes": successes,
+        "rate": successes / len(rows),
+        "interval": [low, high],
+        "mean_steps": float(np.mean([row.steps for row in rows])),
+        "mean_ratio": float(np.mean([row.ratio for row in rows])),
+        "refused_chunks": sum(row.refused for row in rows),
+        "median_cube_error_mm": float(np.median([row.cube_error_mm for row in rows])),
+    }
+
+
+Job = tuple[str, int, int]
+
+
+def _run(jobs: list[Job], settings: EvaluationSettings) -> Iterator[EpisodeResult]:
+    """Results in the order of the jobs, as they come."""
+    if settings.workers == 1:
+        runner = _Runner(settings)
+        yield from map(runner.episode, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        settings.workers, mp_context=context, initializer=_start_worker, initargs=(settings,)
+    ) as pool:
+        yield from pool.map(_episode_of_worker, jobs)
+
+
+class _Runner:
+    """Everything loaded once per process."""
+
+    def __init__(self, settings: EvaluationSettings) -> None:
+        import torch
+
+        from qsteer_ros.motion.controller import ChunkController
+        from qsteer_ros.motion.decoder import make_decoder
+        from qsteer_ros.motion.kinematics import Kinematics
+        from qsteer_ros.motion.robot import RobotFile
+        from qsteer_ros.policies.encoder import Encoder
+        from qsteer_ros.policies.flow_policy import FlowPolicy
+        from qsteer_ros.sim.world import World
+
+        torch.set_num_threads(1)
+        robot = RobotFile.load(settings.robot)
+        kinematics = Kinematics(robot)
+        self._settings = settings
+        self._encoder = (
+            None if settings.true_pose else Encoder.load(resources.find(settings.encoder), robot)
+        )
+        self._policy = FlowPolicy.load(resources.find(settings.policy))
+        self._policy.interface.check_robot(robot, mine="the policy")
+        self._critics: dict[int, Any] = {}
+        for goal in settings.goals:
+            self._critic(goal)
+        links = Links(
+            true_pose=settings.true_pose,
+            latency_ns=round(settings.latency_ms * 1e6),
+            native=settings.native,
+            camera_shift_m=(0.0, settings.camera_shift_m, 0.0),
+        )
+        controller = ChunkController(
+            robot, make_decoder(robot, kinematics), settings.execute_steps
+        )
+        world = World(goal=settings.goals[0], seed=settings.seed)
+        self._rollout = Rollout(world, controller, kinematics, links)
+
+    def episode(self, job: Job) -> EpisodeResult:
+        from qsteer_ros.policies.steered import SteeredPolicy
+
+        arm, goal, seed = job
+        policy = SteeredPolicy(
+            self._encoder,
+            self._policy,
+            self._critic(goal),
+            parse_arm(arm),
+            denoising_steps=self._settings.denoising_steps,
+        )
+        return self._rollout.episode(
+            policy, goal=goal, seed=seed, max_steps=self._settings.max_steps
+        )
+
+    def _critic(self, goal: int) -> Any:
+        from qsteer_ros.critics.critic import Critic
+
+        if all(not parse_arm(arm).needs_critic for arm in self._settings.arms):
+            return None
+        if goal not in self._critics:
+            path = self._settings.critic.replace("{goal}", str(goal))
+            self._critics[goal] = Critic.load(resources.find(path))
+        return self._critics[goal]
+
+
+_runners: list[_Runner] = []
+"""The one runner of a worker process."""
+
+
+def _start_worker(settings: EvaluationSettings) -> None:
+    _runners.append(_Runner(settings))
+
+
+def _episode_of_worker(job: Job) -> EpisodeResult:
+    return _runners[0].episode(job)
+
+
+def from_options(options: Mapping[str, Any]) -> EvaluationSettings:
+    """Settings from the command line's options; lists are separated by commas.
+
+    Raises:
+        ConfigError: A goal is no number, or a value is out of range.
+    """
+    values = {e.name: options[e.name] for e in fields(EvaluationSettings) if e.name in options}
+    try:
+        values["goals"] = tuple(int(goal) for goal in options["goals"].split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"'goals' must be numbers separated by commas: got '{options['goals']}'."
+        ) from error
+    values["arms"] = tuple(arm.strip() for arm in options["arms"].split(","))
+    if options.get("no_latency"):
+        values["latency_ms"] = 0.0
+    return EvaluationSettings(**values)
