@@ -119,7 +119,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
             type=types[entry.name],
             default=argparse.SUPPRESS,
             metavar=types[entry.name].__name__.upper(),
-            help=f"{entry.metadata['meaning']} (default {entry.default})",
+            help=f"{entry.metadata['meaning']} (default {entry.default})".replace("%", "%%"),
         )
 
 
