@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fields import STEPS, noise, swirl, times, wavy
+
+from qsteer_ros.flow import denoise, predict_clean
+from qsteer_ros.steering.qgf import qgf
+from qsteer_ros.steering.trace import Trace
+
+
+def traced(weight: float = 0.3) -> dict[str, np.ndarray]:
+    trace = Trace()
+    denoise(qgf(swirl, wavy, weight=weight, trace=trace), noise(), denoising_steps=STEPS)
+    return trace.arrays()
+
+
+def test_an_empty_trace_has_no_arrays() -> None:
+    assert Trace().arrays() == {}
+    assert len(Trace()) == 0
+
+
+def test_every_column_is_its_definition() -> None:
+    trace = Trace()
+    flow_time = torch.full((4,), 0.4, dtype=torch.float64)
+    start = 1.5 * noise()
+    guided = qgf(swirl, wavy, weight=0.3, trace=trace)(start, flow_time)
+    velocity = swirl(start, flow_time)
+    push = (guided - velocity).flatten(1)
+    along = velocity.flatten(1)
+    prediction = predict_clean(start, flow_time, velocity)
+    values = wavy(prediction.clamp(-1, 1))
+    expected = {
+        "flow_time": flow_time,
+        "velocity_norm": along.norm(dim=1),
+        "guidance_norm": push.norm(dim=1),
+        "ratio": push.norm(dim=1) / along.norm(dim=1),
+        "cosine": torch.cosine_similarity(along, push),
+        "q": values.amin(dim=0),
+        "q_min": values.amin(dim=0),
+        "q_mean": values.mean(dim=0),
+        "q_spread": (values[0] - values[1]).abs() / 2,
+        "clipped_share": (prediction.abs() > 1).double().flatten(1).mean(dim=1),
+    }
+    assert float(expected["clipped_share"].max()) > 0
+    for name, rows in trace.arrays().items():
+        np.testing.assert_allclose(rows[0], expected[name].numpy(), rtol=1e-5, err_msg=name)
+
+
+def test_rows_follow_the_denoising_steps() -> None:
+    found = traced()["flow_time"][:, 0]
+    np.testing.assert_allclose(found, [float(time[0]) for time in times(1)], atol=1e-7)
+
+
+def test_the_ratio_grows_with_the_weight() -> None:
+    assert traced(0.2)["ratio"][0] == pytest.approx(2 * traced(0.1)["ratio"][0], rel=1e-5)
+
+
+def test_a_trace_holds_no_graph() -> None:
+    trace = Trace()
+    weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    field = qgf(lambda x, tau: weight * swirl(x, tau), wavy, weight=0.3, trace=trace)
+    field(noise(), torch.full((4,), 0.4, dtype=torch.float64))
+    assert all(isinstance(rows, np.ndarray) for rows in trace.arrays().values())
+
+
+def test_a_cosine_without_a_direction_is_not_a_number() -> None:
+    trace = Trace()
+    trace.record(torch.zeros(1), torch.ones(1, 3, 2), None, None)
+    row = {name: float(rows[0, 0]) for name, rows in trace.arrays().items()}
+    assert row["guidance_norm"] == row["ratio"] == 0.0
+    assert np.isnan([row["cosine"], row["q"], row["clipped_share"]]).all()
