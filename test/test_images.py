@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsteer_ros.errors import DataError
-from qsteer_ros.replay.images import decode_jpeg, encode_jpeg
+from qsteer_ros.replay.images import decode_jpeg, decode_raw, encode_jpeg
 
 
 def picture(height: int = 96, width: int = 144) -> np.ndarray:
@@ -50,3 +50,28 @@ def test_an_image_of_the_wrong_shape_or_type_is_not_encoded():
     for bad in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
         with pytest.raises(DataError, match=r"must be \(height, width, 3\) uint8 RGB"):
             encode_jpeg(bad)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pixel"),
+    [
+        ("rgb8", (1, 2, 3)),
+        ("bgr8", (3, 2, 1)),
+        ("rgba8", (1, 2, 3, 9)),
+        ("bgra8", (3, 2, 1, 9)),
+        ("mono8", (7,)),
+    ],
+)
+def test_raw_frames_of_every_encoding_become_rgb_and_padding_is_left_out(encoding, pixel):
+    rows = np.full((2, 3, len(pixel)), pixel, np.uint8).reshape(2, -1)
+    data = np.pad(rows, ((0, 0), (0, 5)), constant_values=255).ravel()
+    step = rows.shape[1] + 5
+    image = decode_raw(data, height=2, width=3, step=step, encoding=encoding)
+    assert image.tolist() == [[[1, 2, 3] if len(pixel) > 1 else [7, 7, 7]] * 3] * 2
+
+
+def test_a_raw_frame_whose_size_and_data_disagree_is_refused():
+    with pytest.raises(DataError, match="must have 12: got 11"):
+        decode_raw(np.zeros(11, np.uint8), height=2, width=2, step=6, encoding="rgb8")
+    with pytest.raises(DataError, match=r"raw frames must be one of .*: got 'yuv422'"):
+        decode_raw(np.zeros(12, np.uint8), height=2, width=2, step=6, encoding="yuv422")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic_store import (
@@ -89,8 +91,10 @@ def test_raw_frames_are_read_with_padding_and_in_either_colour_order():
     pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
     assert np.array_equal(decode_frame(raw("rgb8", pixels, 15)), pixels)
     assert np.array_equal(decode_frame(raw("bgr8", pixels, 16)), pixels[..., ::-1])
-    with pytest.raises(DataError, match="must be rgb8, bgr8 or JPEG"):
-        decode_frame(raw("mono8", pixels, 15))
+    with pytest.raises(DataError, match=r"raw frames must be one of bgr8.*: got '16UC1'"):
+        decode_frame(raw("16UC1", pixels, 15))
+    with pytest.raises(DataError, match="must be an image: it is a std_msgs/msg/Header"):
+        decode_frame(replace(raw("rgb8", pixels, 15), type="std_msgs/msg/Header"))
 
 
 def test_a_compressed_frame_that_is_no_jpeg_is_refused():

@@ -20,7 +20,7 @@ from qsteer_ros.errors import DataError
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.replay.definitions import deserialize, header_stamp_ns
 from qsteer_ros.replay.episode import Episode
-from qsteer_ros.replay.images import decode_jpeg
+from qsteer_ros.replay.images import decode_jpeg, decode_raw
 from qsteer_ros.replay.records import BagScan, LoggedMessage, bag_file
 from qsteer_ros.types import Array, Image
 
@@ -123,32 +123,33 @@ class EpisodeReader:
     def joints(self, names: tuple[str, ...]) -> JointTrack:
         """Joint states by name.
 
+        Messages may name the joints in any order and may be split among several publishers: a
+        joint that a message does not name keeps its last value. Rows begin when all are known.
+
         Args:
-            names: Joints wanted, in the order wanted; the order of the messages does not matter.
+            names: Joints wanted, in the order wanted.
 
         Raises:
-            DataError: A message lacks a joint.
+            DataError: A joint is in no message.
         """
-        rows: dict[int, tuple[Array, Array, Array]] = {}
+        values = {name: (np.nan, 0.0, 0.0) for name in names}
+        rows: dict[int, list[tuple[float, float, float]]] = {}
         for message in self.of_role("joint_states"):
-            state = deserialize(message.data, message.type)
-            given = {name: i for i, name in enumerate(state.name)}
-            absent = [name for name in names if name not in given]
-            if absent:
-                raise DataError(
-                    f"joint states must have the joints {absent}: a message of episode "
-                    f"'{self.info.episode_id}' has {sorted(given)}. Check the robot file."
-                )
-            index = [given[name] for name in names]
-            rows[header_stamp_ns(message.data)] = (
-                _picked(state.position, index),
-                _picked(state.velocity, index),
-                _picked(state.effort, index),
+            values |= _joint_values(message, names)
+            row = [values[name] for name in names]
+            if not any(np.isnan(position) for position, _, _ in row):
+                rows[header_stamp_ns(message.data)] = row
+        absent = sorted(name for name in names if np.isnan(values[name][0]))
+        if absent:
+            raise DataError(
+                f"joint states must have the joints {absent}: episode '{self.info.episode_id}' "
+                "has no message that names them. Check the robot file it was recorded with."
             )
         stamps = sorted(rows)
-        empty = np.zeros((0, len(names)))
-        parts = [np.array([rows[s][i] for s in stamps]) if stamps else empty for i in range(3)]
-        return JointTrack(np.array(stamps, dtype=np.int64), *parts)
+        table = np.array([rows[s] for s in stamps], dtype=np.float64).reshape(-1, len(names), 3)
+        return JointTrack(
+            np.array(stamps, dtype=np.int64), table[..., 0], table[..., 1], table[..., 2]
+        )
 
     def decisions(self) -> list[Decision]:
         """Decision records in the order of their observations.
@@ -205,7 +206,7 @@ def read_event(message: LoggedMessage) -> Mapping[str, Any]:
 
 
 def decode_frame(message: LoggedMessage) -> Image:
-    """Pixels of a ``CompressedImage`` (JPEG) or ``Image`` (rgb8, bgr8) message.
+    """Pixels of a ``CompressedImage`` (JPEG) or ``Image`` message.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -215,26 +216,35 @@ def decode_frame(message: LoggedMessage) -> Image:
     """
     fields = deserialize(message.data, message.type)
     if message.type == "sensor_msgs/msg/CompressedImage":
-        if "jpeg" not in fields.format and "jpg" not in fields.format:
+        if "jp" not in fields.format.lower():
             raise DataError(
                 f"a compressed frame on '{message.topic}' must be a JPEG: its format is "
                 f"'{fields.format}'. Set the camera driver's transport to jpeg."
             )
         return decode_jpeg(fields.data.tobytes())
-    if message.type != "sensor_msgs/msg/Image" or fields.encoding not in ("rgb8", "bgr8"):
-        raise DataError(
-            f"a frame on '{message.topic}' must be rgb8, bgr8 or JPEG: it is a {message.type} "
-            f"'{getattr(fields, 'encoding', '')}'. Set the camera driver's encoding."
-        )
-    if fields.step < 3 * fields.width or fields.data.size < fields.step * fields.height:
-        raise DataError(f"a frame on '{message.topic}' is shorter than its size says.")
-    rows = fields.data[: fields.step * fields.height].reshape(fields.height, fields.step)
-    pixels = rows[:, : 3 * fields.width].reshape(fields.height, fields.width, 3)
-    image: Image = np.ascontiguousarray(pixels[..., ::-1] if fields.encoding == "bgr8" else pixels)
-    return image
+    if message.type != "sensor_msgs/msg/Image":
+        raise DataError(f"a frame on '{message.topic}' must be an image: it is a {message.type}.")
+    return decode_raw(
+        fields.data,
+        height=fields.height,
+        width=fields.width,
+        step=fields.step,
+        encoding=fields.encoding,
+    )
 
 
-def _picked(values: Any, index: list[int]) -> Array:
-    """Entries of a JointState array in the order asked for; zeros when the array is empty."""
-    array = np.asarray(values, dtype=np.float64)
-    return array[index] if array.size else np.zeros(len(index))
+def _joint_values(
+    message: LoggedMessage, names: tuple[str, ...]
+) -> dict[str, tuple[float, float, float]]:
+    """Position, velocity and effort of the wanted joints that one message names."""
+    state = deserialize(message.data, message.type)
+    return {
+        name: (float(state.position[i]), _entry(state.velocity, i), _entry(state.effort, i))
+        for i, name in enumerate(state.name)
+        if name in names and i < len(state.position)
+    }
+
+
+def _entry(values: Any, index: int) -> float:
+    """Entry of a JointState array; 0 when the array is left empty."""
+    return float(values[index]) if len(values) > index else 0.0

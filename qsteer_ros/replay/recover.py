@@ -55,7 +55,6 @@ def recover_episode(folder: Path) -> Path:
         )
     episode, topics = _description(folder, scan)
     start_ns = episode.start_ns or min(span, default=0)
-    end_ns = max(span, default=start_ns)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     writer = EpisodeWriter(
         folder.parent,
@@ -75,7 +74,6 @@ def recover_episode(folder: Path) -> Path:
     writer.close(
         "aborted",
         label_source="recovery",
-        end_ns=max(start_ns, end_ns),
         reason="recovered from an episode that was not closed or is damaged",
         recovery={
             "from": folder.name,

@@ -149,7 +149,7 @@ class EpisodeWriter:
         outcome: str,
         *,
         label_source: str,
-        end_ns: int,
+        end_ns: int | None = None,
         reason: str = "",
         task: str | None = None,
         recovery: Mapping[str, Any] | None = None,
@@ -159,7 +159,7 @@ class EpisodeWriter:
         Args:
             outcome: One of `OUTCOMES`.
             label_source: Who decided it.
-            end_ns: ROS time of the end.
+            end_ns: ROS time of the end; default: the last message's log time.
             reason: Why, when the task itself did not decide.
             task: Language instruction, when it became known while recording.
             recovery: Where a recovered copy comes from.
@@ -174,6 +174,8 @@ class EpisodeWriter:
             raise DataError(f"an outcome must be one of {list(OUTCOMES)}: got '{outcome}'.")
         if self.closed:
             raise DataError(f"episode '{self.episode.episode_id}' is closed already.")
+        if end_ns is None:
+            end_ns = max(self.episode.start_ns, (self._bag.span_ns or (0, 0))[1])
         digest = self._bag.finish()
         self.episode = replace(
             self.episode,
@@ -227,6 +229,5 @@ class EpisodeWriter:
     ) -> None:
         """Close an episode that was left open as aborted."""
         if not self.closed:
-            end_ns = max(self.episode.start_ns, (self._bag.span_ns or (0, 0))[1])
             reason = "the writer was left" if error is None else f"{type(error).__name__}: {error}"
-            self.close("aborted", label_source="logger", end_ns=end_ns, reason=reason)
+            self.close("aborted", label_source="logger", reason=reason)
