@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.srv import SetParametersAtomically
-from rclpy.parameter import Parameter
+from rcl_interfaces.srv import GetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter, parameter_value_to_python
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.nodes.waiting import Foreground
@@ -48,7 +48,22 @@ class RemoteNode:
         create = foreground.node.create_client
         self._get_state = create(GetState, f"{name}/get_state")
         self._change_state = create(ChangeState, f"{name}/change_state")
+        self._get_parameters = create(GetParameters, f"{name}/get_parameters")
         self._set_parameters = create(SetParametersAtomically, f"{name}/set_parameters_atomically")
+
+    def get_parameters(self, names: Sequence[str], *, timeout_s: float) -> dict[str, Any]:
+        """Read parameters; one that the node does not have is None.
+
+        Raises:
+            NoAnswer: The node does not answer.
+        """
+        request = GetParameters.Request(names=list(names))
+        answer = self._foreground.call(self._get_parameters, request, timeout_s=timeout_s)
+        values = list(answer.values) or [None] * len(names)
+        return {
+            name: None if value is None else parameter_value_to_python(value)
+            for name, value in zip(names, values, strict=True)
+        }
 
     def set_parameters(self, values: Mapping[str, Any], *, timeout_s: float) -> None:
         """Set parameters, all or none.

@@ -6,6 +6,7 @@ spun by one thread; callbacks store what came and call :meth:`Foreground.notify`
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -35,10 +36,14 @@ class Foreground:
 
     Args:
         node: The node. Its callbacks run in the spinning thread.
+
+    Attributes:
+        stopped: Set to end the wait in progress and every later one; cleared to tidy up.
     """
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.stopped = False
         self._changed = threading.Condition()
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(node)
@@ -53,6 +58,15 @@ class Foreground:
         """Stop spinning; the node is left for its owner to destroy."""
         self._executor.shutdown()
         self._thread.join()
+
+    def stop_on_signals(self) -> None:
+        """Make Ctrl-C and SIGTERM end the waits; call from the main thread.
+
+        Needs ``rclpy.init(signal_handler_options=SignalHandlerOptions.NO)``: the context then
+        lives on and the program can bring the arm to rest before it ends.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
 
     def notify(self) -> None:
         """Called by callbacks: something a condition may depend on has changed."""
@@ -80,7 +94,7 @@ class Foreground:
                 value = condition()
                 if value is not None and value is not False:
                     return value
-                if not self.node.context.ok():
+                if self.stopped or not self.node.context.ok():
                     raise Stopped
                 left_s = deadline - time.monotonic()
                 if left_s <= 0.0:
@@ -115,6 +129,9 @@ class Foreground:
             client.remove_pending_request(future)
             raise
         return future.result()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.stopped = True  # seen by the wait within CHECK_S; no lock may be taken here
 
     def _spin(self) -> None:
         try:

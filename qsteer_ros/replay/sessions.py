@@ -42,8 +42,8 @@ class Trial:
 
     @property
     def episode_id(self) -> str:
-        """Unique within the session, and sorted as run."""
-        return f"{self.index:04d}_goal{self.goal}_{self.arm}_seed{self.seed}"
+        """Unique within the session, sorted as run, and fit to name a folder."""
+        return f"{self.index:04d}_goal{self.goal}_{self.arm.replace(':', '-')}_seed{self.seed}"
 
 
 @dataclass(frozen=True)

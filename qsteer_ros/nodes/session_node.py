@@ -1,0 +1,309 @@
+"""Runs a session of episodes in simulation: reset, assign the steering arm, start, judge, go on.
+
+For each planned episode, in the session's seeded order: the simulator is reset to the episode's
+state, the policy node gets the arm's parameters, the start is announced with its provenance, and
+once the logger records, the policy is activated. The episode ends when the simulator says success
+or after ``timeout_s`` of simulated time; the policy is deactivated, the end is announced, and the
+result is written to ``session.json`` before the next one begins.
+
+Calls services of the simulator, the policy node and the logger's topic ``~/recording``; subscribes
+to ``success`` and the policy's ``~/decision``; publishes ``episode/event``. Each line on standard
+output that begins with ``@session`` is a JSON object for programs that watch.
+
+On failure of any part the episode ends as ``aborted``, the policy is deactivated and the program
+ends with status 1. After Ctrl-C it does the same with status 0; a session can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import Trigger
+
+from qsteer_ros.errors import ConfigError, QsteerError
+from qsteer_ros.graph.provenance import provenance
+from qsteer_ros.nodes.lifecycle import RemoteNode
+from qsteer_ros.nodes.parameters import declare, param
+from qsteer_ros.nodes.session_topics import SessionTopics
+from qsteer_ros.nodes.waiting import Foreground, NoAnswer, Stopped
+from qsteer_ros.replay.arms import arm_parameters
+from qsteer_ros.replay.sessions import SESSION, Result, Session, Trial
+
+CONTROL_DT_NS = 50_000_000
+PREFIX = "@session "
+START_TIMEOUT_S = 180.0
+"""For the other nodes to appear and the policy to load and warm up."""
+SERVICE_TIMEOUT_S = 30.0
+RECORDING_TIMEOUT_S = 30.0
+TIDY_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class SessionParameters:
+    """Parameters of the session node, read once."""
+
+    folder: str = param("", "Folder of the session; the same plan in it is resumed.")
+    arms: tuple[str, ...] = param(
+        ("off", "best_of_n", "qgf", "qpilots_u"),
+        "Steering arms: a mode, or a mode with its number as in qgf:0.05.",
+    )
+    goals: tuple[int, ...] = param((1,), "Numbers of the goals.")
+    episodes: int = param(20, "Episodes per arm and goal.", bounds=(1, 100_000))
+    seed: int = param(
+        0, "Episode i of every arm starts from state seed + i.", bounds=(0, 2**31 - 100_001)
+    )
+    timeout_s: float = param(
+        10.0, "Simulated time after which an episode has failed, s.", bounds=(0.1, 3600.0)
+    )
+    wall_factor: float = param(
+        20.0, "Time limit of an episode in multiples of 'timeout_s'.", bounds=(1.0, 1000.0)
+    )
+    qgf_weight: float = param(0.03, "Guidance weight of arm qgf.", bounds=(0.0, 100.0))
+    qpilots_u_weight: float = param(0.1, "Guidance weight of qpilots_u.", bounds=(0.0, 100.0))
+    zero_weight: float = param(0.03, "Guidance weight of arm zero.", bounds=(0.0, 100.0))
+    random_matched_weight: float = param(
+        0.03, "Guidance weight of random_matched.", bounds=(0.0, 100.0)
+    )
+    num_samples: int = param(16, "Candidates of arm best_of_n.", bounds=(1, 4096))
+    critics: tuple[str, ...] = param(
+        tuple(f"checkpoints/critic_goal{goal}" for goal in (1, 2, 3)),
+        "Critic checkpoints of goal 1, 2, ...",
+    )
+    policy_node: str = param("policy_node", "Name of the policy node.")
+    logger_node: str = param("logger_node", "Name of the logger node.")
+    sim_node: str = param("sim_node", "Name of the simulator node.")
+
+    def arm(self, label: str) -> dict[str, Any]:
+        """Policy parameters of an arm."""
+        weights = {
+            "qgf": self.qgf_weight,
+            "qpilots_u": self.qpilots_u_weight,
+            "zero": self.zero_weight,
+            "random_matched": self.random_matched_weight,
+        }
+        return arm_parameters(label, weights=weights, num_samples=self.num_samples)
+
+    def critic(self, goal: int) -> str:
+        """Critic of a goal.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if not 1 <= goal <= len(self.critics):
+            raise ConfigError(
+                f"goal {goal} needs a critic: parameter 'critics' names {len(self.critics)}. "
+                "Train one with 'qsteer train critic' and add its folder."
+            )
+        return self.critics[goal - 1]
+
+
+class SessionRunner:
+    """Runs the episodes one after the other, in the calling thread.
+
+    Args:
+        foreground: Spins the session's node.
+        parameters: The node's parameters.
+    """
+
+    def __init__(self, foreground: Foreground, parameters: SessionParameters) -> None:
+        self._parameters = parameters
+        self._foreground = foreground
+        self._topics = SessionTopics(
+            foreground.node,
+            foreground.notify,
+            policy=parameters.policy_node,
+            logger=parameters.logger_node,
+        )
+        self._policy = RemoteNode(foreground, parameters.policy_node)
+        self._sim = RemoteNode(foreground, parameters.sim_node)
+        self._reset = foreground.node.create_client(Trigger, f"{parameters.sim_node}/reset")
+        self._critic = ""
+
+    def run(self) -> Session:
+        """Run what the session's folder does not have yet.
+
+        Raises:
+            ConfigError: A parameter is wrong, or another node refuses one.
+            NoAnswer: Another node does not do its part in time.
+            Stopped: The program was told to stop.
+        """
+        folder = Path(self._parameters.folder)
+        session = self._open(folder)
+        say("plan", arms=session.arms, goals=session.goals, episodes=session.episodes)
+        self._policy.drive_to("inactive", timeout_s=START_TIMEOUT_S)
+        for trial in session.remaining():
+            say("start", trial=asdict(trial), of=len(session.schedule()))
+            result = self._run_safely(trial, session, folder)
+            session = session.with_result(result)
+            session.save(folder)
+            say("end", result=asdict(result))
+        say("done", folder=str(folder))
+        return session
+
+    def _open(self, folder: Path) -> Session:
+        """The session in the folder, or a new one."""
+        values = self._parameters
+        if not values.folder:
+            raise ConfigError("parameter 'folder' must name the session's folder: it is empty.")
+        made_from = self._provenance()
+        plan = Session(
+            tuple(values.arms),
+            tuple(values.goals),
+            values.episodes,
+            values.seed,
+            {arm: values.arm(arm) for arm in values.arms},
+            made_from,
+        )
+        if (folder / SESSION).exists():
+            begun = Session.load(folder)
+            begun.check_same_plan(plan)
+            return begun
+        folder.mkdir(parents=True, exist_ok=True)
+        plan.save(folder)
+        return plan
+
+    def _provenance(self) -> dict[str, str]:
+        names = ("robot", "encoder", "policy")
+        files = self._policy.get_parameters(names, timeout_s=START_TIMEOUT_S)
+        critics = {f"critic_goal{g}": self._parameters.critic(g) for g in self._parameters.goals}
+        return provenance({**files, **critics})
+
+    def _run_safely(self, trial: Trial, session: Session, folder: Path) -> Result:
+        """Run an episode; when it cannot be finished, end it as aborted and pass the error on."""
+        try:
+            return self._episode(trial, session)
+        except (QsteerError, Stopped) as error:
+            reason = str(error) or "told to stop"
+            self._foreground.stopped = False
+            self._tidy_up(trial, reason)
+            if not isinstance(error, Stopped):
+                result = Result(trial, "aborted", 0, tuple(self._topics.chunk_ms), reason)
+                session.with_result(result).save(folder)
+                say("end", result=asdict(result))
+            raise
+
+    def _tidy_up(self, trial: Trial, reason: str) -> None:
+        self._topics.publish_event(
+            "end", episode_id=trial.episode_id, outcome="aborted", reason=reason
+        )
+        try:
+            self._policy.drive_to("inactive", timeout_s=TIDY_TIMEOUT_S)
+            self._wait_for_logger("", timeout_s=TIDY_TIMEOUT_S)
+        except QsteerError as error:
+            self._foreground.node.get_logger().warning(f"while ending: {error}")
+
+    def _episode(self, trial: Trial, session: Session) -> Result:
+        self._prepare(trial)
+        self._topics.publish_event(
+            "start",
+            episode_id=trial.episode_id,
+            arm=trial.arm,
+            goal=trial.goal,
+            seed=trial.seed,
+            steering=dict(session.settings[trial.arm]),
+            provenance={
+                **session.provenance,
+                "critic": session.provenance[f"critic_goal{trial.goal}"],
+            },
+        )
+        self._wait_for_logger(trial.episode_id, timeout_s=RECORDING_TIMEOUT_S)
+        self._policy.drive_to("active", timeout_s=SERVICE_TIMEOUT_S)
+        start_ns = self._topics.now_ns
+        succeeded_ns = self._wait_for_outcome(start_ns)
+        self._policy.drive_to("inactive", timeout_s=SERVICE_TIMEOUT_S)
+        outcome = "failure" if succeeded_ns is None else "success"
+        end_ns = succeeded_ns if succeeded_ns is not None else self._deadline_ns(start_ns)
+        self._topics.publish_event(
+            "end", episode_id=trial.episode_id, outcome=outcome, label_source="sim"
+        )
+        self._wait_for_logger("", timeout_s=RECORDING_TIMEOUT_S)
+        steps = -((start_ns - end_ns) // CONTROL_DT_NS)
+        return Result(trial, outcome, steps, tuple(self._topics.chunk_ms))
+
+    def _prepare(self, trial: Trial) -> None:
+        """Reset the scene and give the policy its arm; nothing moves."""
+        self._sim.set_parameters(
+            {"seed": trial.seed, "goal": trial.goal}, timeout_s=SERVICE_TIMEOUT_S
+        )
+        answer = self._foreground.call(self._reset, Trigger.Request(), timeout_s=SERVICE_TIMEOUT_S)
+        if not answer.success:
+            raise ConfigError(f"the simulator must reset: it refused. {answer.message}")
+        values = {**self._parameters.arm(trial.arm), "seed": trial.seed}
+        critic = self._parameters.critic(trial.goal)
+        if critic != self._critic:
+            values["critic"] = critic
+        self._policy.set_parameters(values, timeout_s=SERVICE_TIMEOUT_S)
+        self._critic = critic
+        self._topics.forget()
+        self._foreground.until(
+            lambda: self._topics.success is False,
+            timeout_s=SERVICE_TIMEOUT_S,
+            what="the simulator must say that the goal is not reached after a reset",
+        )
+        self._topics.forget()
+
+    def _deadline_ns(self, start_ns: int) -> int:
+        return start_ns + round(self._parameters.timeout_s * 1e9)
+
+    def _wait_for_outcome(self, start_ns: int) -> int | None:
+        """ROS time of success, or None when the simulated time is up."""
+        deadline_ns = self._deadline_ns(start_ns)
+
+        def over() -> bool:
+            return self._topics.success_ns is not None or self._topics.now_ns >= deadline_ns
+
+        self._foreground.until(
+            over,
+            timeout_s=self._parameters.timeout_s * self._parameters.wall_factor,
+            what=f"{self._parameters.timeout_s:g} s of simulated time must pass",
+            remedy="Check that sim_node publishes /clock and keeps up.",
+        )
+        succeeded_ns = self._topics.success_ns
+        return succeeded_ns if succeeded_ns is None or succeeded_ns <= deadline_ns else None
+
+    def _wait_for_logger(self, episode_id: str, *, timeout_s: float) -> None:
+        """Wait until the logger records this episode, or none."""
+        self._foreground.until(
+            lambda: self._topics.recording.get("episode_id", "-") == episode_id,
+            timeout_s=timeout_s,
+            what=f"the logger must record '{episode_id}'"
+            if episode_id
+            else "the logger must close the episode",
+            remedy="Look at the log of logger_node.",
+        )
+
+
+def say(kind: str, **entries: Any) -> None:
+    """One line for programs that watch."""
+    sys.stdout.write(PREFIX + json.dumps({"kind": kind, **entries}) + "\n")
+    sys.stdout.flush()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point; exit status 1 when the session could not be finished."""
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    node = Node("session_node")
+    try:
+        with Foreground(node) as foreground:
+            foreground.stop_on_signals()
+            SessionRunner(foreground, declare(node, SessionParameters)).run()
+        return 0
+    except (QsteerError, NoAnswer) as error:
+        node.get_logger().fatal(str(error))
+        return 1
+    except Stopped:
+        return 0
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

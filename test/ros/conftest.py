@@ -1,0 +1,28 @@
+"""ROS tests: skipped where rclpy is absent, each run in a domain of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from qsteer_ros.graph.environment import additions, free_domain
+
+pytest.importorskip("rclpy")
+
+os.environ.setdefault("ROS_DOMAIN_ID", str(free_domain()))
+os.environ.update(additions(os.environ))
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def context():
+    """A ROS context that is shut down with the test."""
+    import rclpy
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    yield context
+    context.try_shutdown()
