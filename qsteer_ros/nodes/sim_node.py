@@ -28,7 +28,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 
 import numpy as np
 import rclpy
@@ -40,8 +39,10 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from qsteer_ros.errors import ConfigError, QsteerError
-from qsteer_ros.nodes.parameters import declare, param
+from qsteer_ros.errors import QsteerError
+from qsteer_ros.nodes.messages import NS_PER_S, from_stamp
+from qsteer_ros.nodes.parameters import changed, declare
+from qsteer_ros.nodes.sim_parameters import TICK_NS, SimParameters, camera_period_ns
 from qsteer_ros.nodes.sim_publishers import SimPublishers
 from qsteer_ros.sim.filming import Film
 from qsteer_ros.sim.follower import Trajectory, TrajectoryPoint
@@ -49,31 +50,10 @@ from qsteer_ros.sim.pacing import Pacer
 from qsteer_ros.sim.world import CONTROL_DT_NS, World
 from qsteer_ros.types import Array, Image
 
-TICK_NS = 10_000_000
 #: How long ``~/reset`` waits for the physics before it answers with a failure.
 RESET_TIMEOUT_S = 20.0
 #: Below this part of the wanted real-time factor the diagnostics warn.
 KEEPS_UP = 0.9
-
-
-@dataclass(frozen=True)
-class SimParameters:
-    """Parameters of the simulator node."""
-
-    seed: int = param(0, "Seed of the next episode's start.", bounds=(0, 2**31 - 1))
-    goal: int = param(1, "Goal of the next episode: judges success.", bounds=(1, 3))
-    real_time_factor: float = param(
-        1.0,
-        "Simulated seconds per second; fewer when the machine cannot keep up.",
-        bounds=(0.05, 20.0),
-    )
-    camera_rate_hz: float = param(
-        20.0,
-        "Frames per simulated second and camera; the period must be a multiple of 10 ms.",
-        bounds=(1.0, 100.0),
-        read_only=True,
-    )
-    jpeg_quality: int = param(95, "Quality of compressed frames.", bounds=(1, 100))
 
 
 class SimNode(Node):  # type: ignore[misc]
@@ -88,12 +68,12 @@ class SimNode(Node):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__("sim_node")
-        self._parameters = declare(self, SimParameters)
+        self._settings = declare(self, SimParameters)
         self.add_post_set_parameters_callback(self._on_parameters)
-        self._camera_period_ns = camera_period_ns(self._parameters.camera_rate_hz)
-        self._world = World(goal=self._parameters.goal, seed=self._parameters.seed)
+        self._camera_period_ns = camera_period_ns(self._settings.camera_rate_hz)
+        self._world = World(goal=self._settings.goal, seed=self._settings.seed)
         self._stopping = threading.Event()
-        self._pacer = Pacer(self._parameters.real_time_factor, sleep=self._stopping.wait)
+        self._pacer = Pacer(self._settings.real_time_factor, sleep=self._stopping.wait)
         scene = self._world.scene
         self._film = Film(scene.render, self._on_frames, scene.close)
         self._physics = threading.Thread(target=self._simulate, name="physics", daemon=True)
@@ -125,12 +105,11 @@ class SimNode(Node):  # type: ignore[misc]
 
     # Executor thread.
 
-    def _on_parameters(self, changed: list[Parameter]) -> None:
-        values = {p.name: p.value for p in changed if p.name in SimParameters.__dataclass_fields__}
-        self._parameters = replace(self._parameters, **values)
+    def _on_parameters(self, changes: list[Parameter]) -> None:
+        self._settings = changed(self._settings, changes)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
-        self._trajectories.put(to_trajectory(message))
+        self._trajectories.put(read_trajectory(message))
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         asked: Future[str] = Future()
@@ -155,7 +134,7 @@ class SimNode(Node):  # type: ignore[misc]
         )
         before_ns, time_before_ns, refused_before = self._reported
         self._reported = (now_ns, time_ns, refused)
-        wanted = self._parameters.real_time_factor
+        wanted = self._settings.real_time_factor
         achieved = (time_ns - time_before_ns) / (now_ns - before_ns)
         warning = ""
         if refused > refused_before:
@@ -190,7 +169,7 @@ class SimNode(Node):  # type: ignore[misc]
     def _tick(self) -> None:
         """Let one tick pass, then publish what is true at its end."""
         now_ns = self._world.time_ns + TICK_NS
-        self._pacer.factor = self._parameters.real_time_factor
+        self._pacer.factor = self._settings.real_time_factor
         self._pacer.wait(now_ns)
         self._take_trajectories()
         self._world.advance(TICK_NS)
@@ -231,7 +210,7 @@ class SimNode(Node):  # type: ignore[misc]
         while not self._trajectories.empty():
             self._trajectories.get()
         try:
-            self._world.reset(goal=self._parameters.goal, seed=self._parameters.seed)
+            self._world.reset(goal=self._settings.goal, seed=self._settings.seed)
         except QsteerError as error:
             for request in asked:
                 request.set_exception(error)
@@ -257,26 +236,10 @@ class SimNode(Node):  # type: ignore[misc]
     # Film thread.
 
     def _on_frames(self, stamp_ns: int, frames: dict[str, Image]) -> None:
-        self._publish.pictures(stamp_ns, frames, self._parameters.jpeg_quality)
+        self._publish.pictures(stamp_ns, frames, self._settings.jpeg_quality)
 
 
-def camera_period_ns(rate_hz: float) -> int:
-    """Time between frames.
-
-    Raises:
-        ConfigError: It is not a multiple of the tick, so frames could not be stamped exactly.
-    """
-    period_ns = 1e9 / rate_hz
-    ticks = round(period_ns / TICK_NS)
-    if ticks < 1 or abs(period_ns - ticks * TICK_NS) > 1.0:
-        raise ConfigError(
-            f"the period of 'camera_rate_hz' must be a multiple of {TICK_NS // 1_000_000} ms: "
-            f"got {rate_hz:g} Hz. Choose 10, 20, 25, 50 or 100."
-        )
-    return ticks * TICK_NS
-
-
-def to_trajectory(message: JointTrajectory) -> Trajectory:
+def read_trajectory(message: JointTrajectory) -> Trajectory:
     """What a message says, in the follower's terms; nothing is checked here."""
 
     def values(sequence: object) -> Array | None:
@@ -287,14 +250,14 @@ def to_trajectory(message: JointTrajectory) -> Trajectory:
         joints=tuple(message.joint_names),
         points=tuple(
             TrajectoryPoint(
-                time_from_start_ns=p.time_from_start.sec * 10**9 + p.time_from_start.nanosec,
+                time_from_start_ns=p.time_from_start.sec * NS_PER_S + p.time_from_start.nanosec,
                 positions=np.array(p.positions, dtype=np.float64),
                 velocities=values(p.velocities),
                 accelerations=values(p.accelerations),
             )
             for p in message.points
         ),
-        stamp_ns=message.header.stamp.sec * 10**9 + message.header.stamp.nanosec,
+        stamp_ns=from_stamp(message.header.stamp),
         has_effort=any(len(p.effort) for p in message.points),
     )
 

@@ -9,13 +9,13 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping
 
-from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Float64
 
+from qsteer_ros.nodes.messages import OK, WARN, to_diagnostics, to_stamp
 from qsteer_ros.replay.images import encode_jpeg
 from qsteer_ros.sim.scene import CAMERAS
 from qsteer_ros.sim.world import JOINTS, World
@@ -23,12 +23,6 @@ from qsteer_ros.types import Image as Picture
 
 #: Reliable, so that a logger which asks for it misses nothing; best-effort readers may listen too.
 QUEUE_DEPTH = 10
-
-
-def to_stamp(time_ns: int) -> Time:
-    """A message's stamp from integer nanoseconds."""
-    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
-    return Time(sec=seconds, nanosec=nanoseconds)
 
 
 class SimPublishers:
@@ -98,16 +92,10 @@ class SimPublishers:
         self, time_ns: int, name: str, warning: str, summary: str, values: Mapping[str, object]
     ) -> None:
         """Tell how the simulation is doing; with a warning, that is its message."""
-        status = DiagnosticStatus(
-            level=DiagnosticStatus.WARN if warning else DiagnosticStatus.OK,
-            name=name,
-            message=warning or summary,
-            hardware_id="ur5e_sim",
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        level, text = (WARN, warning) if warning else (OK, summary)
+        self._diagnostics.publish(
+            to_diagnostics(time_ns, name, level, text, values, hardware_id="ur5e_sim")
         )
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = to_stamp(time_ns)
-        self._diagnostics.publish(message)
 
 
 def _raw(camera: str, picture: Picture, stamp_ns: int) -> Image:
