@@ -36,6 +36,16 @@ class Stopwatch:
         return {**self._laps, "total": time.perf_counter_ns() - self._start}
 
 
+def chunk_seed(seed: int, chunk: int) -> int:
+    """Seed of one chunk of an episode: the same for every arm, so that noise is matched.
+
+    Args:
+        seed: Of the episode.
+        chunk: Number of the chunk, from 0.
+    """
+    return int(np.random.SeedSequence((seed, chunk)).generate_state(1)[0])
+
+
 def stamps_of(observation: Observation) -> dict[str, Any]:
     """The stamps a record must name, integer nanoseconds of ROS time."""
     return {

@@ -1,0 +1,313 @@
+"""Lifecycle node: the policy on the arm. Cameras and joints in, a joint trajectory per chunk out.
+
+Subscribes (from ``configure`` on) to the cameras and joint states of the robot file. Publishes the
+robot file's ``<controller>/joint_trajectory`` (only while active; positions and velocities, begins
+in the state commanded for its stamp, ends at rest), ``~/decision`` (one record per chunk) and
+``/diagnostics`` (1 Hz). Parameters: :class:`PolicyParameters`.
+
+========== =====================================================================================
+configure  loads robot, encoder, policy and critic, holds them against each other, warms up;
+           on failure the reason is logged and the node stays unconfigured
+activate   answers observations stamped from now on; nothing moves before
+deactivate decelerates the arm to rest
+clean up   frees the networks and leaves the topics
+========== =====================================================================================
+
+When observations stop, come late, or are not finite, the arm is decelerated to rest once and the
+reason is on ``/diagnostics`` and in the log; when they come again it goes on. A parameter change
+that does not go together with what is loaded is refused with the reason and changes nothing; one
+that is accepted takes effect at the next chunk. A critic is loaded and checked while chunks go on.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, JointState
+from sensor_msgs.msg import Image as ImageMessage
+from std_msgs.msg import UInt8MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from qsteer_ros.errors import ConfigError, DataError, QsteerError
+from qsteer_ros.nodes import messages, policy_parts
+from qsteer_ros.nodes.observations import ObservationAssembler
+from qsteer_ros.nodes.parameters import changed, declare
+from qsteer_ros.nodes.policy_loop import Outlets, PolicyLoop
+from qsteer_ros.nodes.policy_parameters import AT_CONFIGURE, PolicyParameters
+from qsteer_ros.nodes.policy_parts import Parts
+from qsteer_ros.nodes.policy_report import PolicyReport
+
+WATCH_PERIOD_S = 0.05
+Transition = TransitionCallbackReturn
+
+
+class PolicyNode(LifecycleNode):  # type: ignore[misc]
+    """See the module.
+
+    Raises:
+        ConfigError: A parameter given at start breaks its rule.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("policy_node", **options)
+        self._settings = declare(self, PolicyParameters)
+        self._report = PolicyReport()
+        self._parts: Parts | None = None
+        self._loop: PolicyLoop | None = None
+        self._judged: tuple[PolicyParameters, Parts | None] | None = None
+        self._open: list[Callable[[], object]] = []  # what clean up has to undo
+        self.add_on_set_parameters_callback(self._judge)
+        self.add_post_set_parameters_callback(self._accept)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # Watch and report run on the machine's clock: simulated time may stand still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        own_group = MutuallyExclusiveCallbackGroup()
+        self.create_timer(WATCH_PERIOD_S, self._on_watch, callback_group=own_group, clock=steady)
+        self.create_timer(1.0, self._on_report, callback_group=own_group, clock=steady)
+
+    # Transitions. A refusal leaves the node in the state it came from.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load, check, warm up, subscribe. Nothing moves."""
+        torch.set_num_threads(self._settings.num_threads)
+        try:
+            parts = policy_parts.load(self._settings)
+            warm_ms = policy_parts.warm_up(parts)
+        except QsteerError as error:
+            self.get_logger().error(str(error))
+            return Transition.FAILURE
+        self._parts = parts
+        self._connect(parts)
+        self.get_logger().info(
+            f"configured for {parts.robot.name}: steering {self._settings.steering}, "
+            f"a decision takes {warm_ms:.1f} ms"
+        )
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to command."""
+        if self._loop is None or self._loop.failure is not None:
+            self.get_logger().error(
+                "the inference thread has failed: clean up and configure again."
+            )
+            return Transition.FAILURE
+        done = super().on_activate(state)
+        self._loop.activate()
+        return done
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Decelerate to rest."""
+        if self._loop is not None:
+            self._loop.deactivate()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything that configure made."""
+        self._disconnect()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Decelerate to rest and free everything."""
+        self._disconnect()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After an unexpected error in a transition: at rest, unconfigured."""
+        self._disconnect()
+        return Transition.SUCCESS
+
+    def destroy_node(self) -> None:
+        """Stop the inference thread before the node goes."""
+        self._disconnect()
+        super().destroy_node()
+
+    # Connections.
+
+    def _connect(self, parts: Parts) -> None:
+        robot = parts.robot
+        assembler = ObservationAssembler(
+            parts.sizes, self._settings.age_limits(), messages.to_image
+        )
+        command = self.create_lifecycle_publisher(
+            JointTrajectory, robot.command_topic, QoSProfile(depth=1)
+        )
+        decision = self.create_lifecycle_publisher(UInt8MultiArray, "~/decision", 10)
+        outlets = Outlets(
+            path=lambda path, stamp_ns: command.publish(
+                messages.to_trajectory(path, robot.path_joints, stamp_ns)
+            ),
+            record=lambda record: decision.publish(messages.to_bytes(record.encode())),
+            warn=self._warn,
+        )
+        self._loop = PolicyLoop(
+            parts, self._settings, assembler, self._now_ns, outlets, self._report
+        )
+        sensors = MutuallyExclusiveCallbackGroup()
+        subscriptions = [
+            self.create_subscription(
+                CompressedImage if camera.transport == "compressed" else ImageMessage,
+                camera.subscribed_topic,
+                partial(self._on_frame, self._loop, assembler, name),
+                qos_profile_sensor_data,
+                callback_group=sensors,
+            )
+            for name, camera in robot.cameras.items()
+            if name in parts.sizes
+        ]
+        joints = self.create_subscription(
+            JointState,
+            robot.joint_states_topic,
+            partial(self._on_joints, self._loop, assembler, parts),
+            qos_profile_sensor_data,
+            callback_group=sensors,
+        )
+        self._open = [
+            partial(self.destroy_lifecycle_publisher, command),
+            partial(self.destroy_lifecycle_publisher, decision),
+            *(partial(self.destroy_subscription, s) for s in (*subscriptions, joints)),
+        ]
+
+    def _disconnect(self) -> None:
+        if self._loop is not None:
+            self._loop.deactivate()
+            self._loop.stop()
+        for undo in self._open:
+            undo()
+        self._open = []
+        self._loop = self._parts = None
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    def _warn(self, sentence: str) -> None:
+        self.get_logger().warning(sentence, throttle_duration_sec=1.0)
+
+    # Callbacks.
+
+    def _on_frame(
+        self,
+        loop: PolicyLoop,
+        assembler: ObservationAssembler,
+        camera: str,
+        message: ImageMessage | CompressedImage,
+    ) -> None:
+        assembler.add_frame(camera, messages.from_stamp(message.header.stamp), message)
+        loop.notify()
+
+    def _on_joints(
+        self,
+        loop: PolicyLoop,
+        assembler: ObservationAssembler,
+        parts: Parts,
+        message: JointState,
+    ) -> None:
+        try:
+            assembler.add_joints(messages.to_robot_state(message, parts.robot))
+        except DataError as error:
+            self._report.refused("joint_states", str(error))
+            self._warn(str(error))
+            return
+        loop.notify()
+
+    def _on_watch(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            loop.watch()
+
+    def _on_report(self) -> None:
+        loop, parts = self._loop, self._parts
+        if loop is not None and loop.failure is not None:
+            trace = "".join(traceback.format_exception(loop.failure))
+            self.get_logger().error(f"stopped answering: {trace}", once=True)
+        level, sentence, values = self._report.summary(self._state_label())
+        if parts is not None:
+            values["steering"] = parts.steered.settings.mode
+            values["critic"] = self._settings.critic
+        self._diagnostics.publish(
+            messages.to_diagnostics(
+                self._now_ns(),
+                f"{self.get_name()}: policy",
+                level,
+                sentence,
+                values,
+                hardware_id=parts.robot.name if parts is not None else "",
+            )
+        )
+
+    def _state_label(self) -> str:
+        if self._loop is None:
+            return "unconfigured"
+        return "active" if self._loop.active else "inactive"
+
+    # Parameters. Judged as a whole, before any of them changes; then accepted together.
+
+    def _judge(self, changes: Sequence[Parameter]) -> SetParametersResult:
+        self._judged = None
+        try:
+            after = changed(self._settings, changes)
+            parts = self._parts
+            if parts is not None:
+                self._refuse_fixed(changes)
+                parts = policy_parts.revise(parts, self._settings, after)
+        except QsteerError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self._judged = (after, parts)
+        return SetParametersResult(successful=True)
+
+    def _refuse_fixed(self, changes: Sequence[Parameter]) -> None:
+        fixed = sorted({c.name for c in changes} & AT_CONFIGURE)
+        if fixed:
+            raise ConfigError(
+                f"parameters {fixed} must be set while the node is unconfigured: it is "
+                f"{self._state_label()}. Clean up, set them, and configure again."
+            )
+
+    def _accept(self, changes: Sequence[Parameter]) -> None:
+        if self._judged is None:
+            return
+        self._settings, parts = self._judged
+        self._judged = None
+        if self._loop is not None and parts is not None:
+            self._parts = parts
+            restart = any(c.name == "seed" for c in changes)
+            self._loop.revise(parts, self._settings, restart=restart)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point; exit status 1 when a parameter is refused at start."""
+    rclpy.init(args=args)
+    try:
+        node = PolicyNode()
+    except QsteerError as error:
+        print(f"policy_node: {error}", file=sys.stderr)  # noqa: T201
+        rclpy.try_shutdown()
+        return 1
+    executor = MultiThreadedExecutor(num_threads=3)
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
