@@ -127,12 +127,13 @@ class Critic:
         checkpoint = checkpoints.load(folder, kind="critic")
         interface = Interface.from_config(checkpoint.config, source=str(folder))
         architecture = checkpoints.architecture(checkpoint, ("members", "hidden"))
-        network = EnsembleMLP(
-            int(architecture["members"]),
-            interface.feature_dim + interface.chunk_dim,
-            tuple(architecture["hidden"]),
-        )
-        load_frozen(network, checkpoint, prefix="target", device=device)
-        mean, deviation = statistics_of(checkpoint, interface.feature_dim, device=device)
+        with torch.inference_mode(False):  # weights of inference mode cannot be differentiated
+            network = EnsembleMLP(
+                int(architecture["members"]),
+                interface.feature_dim + interface.chunk_dim,
+                tuple(architecture["hidden"]),
+            )
+            load_frozen(network, checkpoint, prefix="target", device=device)
+            mean, deviation = statistics_of(checkpoint, interface.feature_dim, device=device)
         training = checkpoint.config.get("training", {})
         return cls(network, mean, deviation, interface, training, checkpoint.hash)

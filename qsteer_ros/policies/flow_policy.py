@@ -128,13 +128,14 @@ class FlowPolicy:
         checkpoint = checkpoints.load(folder, kind="policy")
         interface = Interface.from_config(checkpoint.config, source=str(folder))
         architecture = checkpoints.architecture(checkpoint, ("hidden", "time_embedding"))
-        network = FlowMLP(
-            interface.feature_dim,
-            interface.chunk_dim,
-            tuple(architecture["hidden"]),
-            time_embedding=architecture["time_embedding"],
-        )
-        load_frozen(network, checkpoint, prefix="velocity", device=device)
-        mean, deviation = statistics_of(checkpoint, interface.feature_dim, device=device)
+        with torch.inference_mode(False):  # weights of inference mode cannot be differentiated
+            network = FlowMLP(
+                interface.feature_dim,
+                interface.chunk_dim,
+                tuple(architecture["hidden"]),
+                time_embedding=architecture["time_embedding"],
+            )
+            load_frozen(network, checkpoint, prefix="velocity", device=device)
+            mean, deviation = statistics_of(checkpoint, interface.feature_dim, device=device)
         training = checkpoint.config.get("training", {})
         return cls(network, mean, deviation, interface, training, checkpoint.hash)

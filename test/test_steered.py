@@ -1,0 +1,289 @@
+"""The decision: observation in, chunk and record out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation, other
+
+from qsteer_ros.critics.critic import Critic
+from qsteer_ros.errors import ConfigError, DataError
+from qsteer_ros.flow import denoise, sample_noise
+from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.policies.steered import SteeredPolicy
+from qsteer_ros.replay.decision import DecisionRecord
+from qsteer_ros.steering.qgf import qgf
+from qsteer_ros.steering.settings import MODES, SteeringSettings
+
+WEIGHTS = {"zero": 0.5, "random_matched": 0.5, "qgf": 0.5, "qpilots_u": 0.3}
+CPU = torch.device("cpu")
+
+
+def steered(mode: str = "qgf", *, critic: Critic | None = None, **options: Any) -> SteeredPolicy:
+    settings = SteeringSettings(mode=mode, weight=WEIGHTS.get(mode, 0.0), num_samples=4, **options)
+    return SteeredPolicy(FixedEncoder(), make_policy(), critic or make_critic(), settings)
+
+
+def frozen_chunk(seed: int) -> np.ndarray:
+    field = make_policy().condition(FEATURES)
+    noise = sample_noise((1, 3, 2), seed=seed, device=CPU)
+    return denoise(field, noise, denoising_steps=10).clamp(-1, 1)[0].numpy()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_a_finite_chunk_inside_the_bounds(mode: str) -> None:
+    decision = steered(mode).decide(observation(), seed=3)
+    assert (decision.chunk.shape, decision.chunk.dtype) == ((3, 2), np.float32)
+    assert np.abs(decision.chunk).max() <= 1.0
+    np.testing.assert_array_equal(decision.chunk, decision.record.chunk)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_seed_gives_the_same_chunk_bit_for_bit(mode: str) -> None:
+    first = steered(mode).decide(observation(), seed=3)
+    again = steered(mode).decide(observation(), seed=3)
+    another = steered(mode).decide(observation(), seed=4)
+    np.testing.assert_array_equal(first.chunk, again.chunk)
+    assert not np.array_equal(first.chunk, another.chunk)
+
+
+@pytest.mark.parametrize("mode", ["off", "zero"])
+def test_a_mode_that_adds_nothing_is_the_frozen_policy_bit_for_bit(mode: str) -> None:
+    np.testing.assert_array_equal(
+        steered(mode).decide(observation(), seed=3).chunk, frozen_chunk(seed=3)
+    )
+
+
+@pytest.mark.parametrize("mode", ["qgf", "qpilots_u", "random_matched"])
+def test_weight_zero_is_the_frozen_policy_bit_for_bit(mode: str) -> None:
+    policy = steered().with_settings(SteeringSettings(mode=mode, weight=0.0))
+    np.testing.assert_array_equal(policy.decide(observation(), seed=3).chunk, frozen_chunk(seed=3))
+
+
+def test_the_decision_is_the_chain_written_out() -> None:
+    field = qgf(make_policy().condition(FEATURES), make_critic().condition(FEATURES), weight=0.5)
+    unclipped = denoise(field, sample_noise((1, 3, 2), seed=3, device=CPU), denoising_steps=10)[0]
+    decision = steered("qgf").decide(observation(), seed=3)
+    np.testing.assert_array_equal(decision.chunk, unclipped.clamp(-1, 1).numpy())
+    np.testing.assert_array_equal(decision.record.tensors["chunk_unclipped"], unclipped.numpy())
+
+
+def test_the_decision_follows_the_observation() -> None:
+    dark, bright = (steered().decide(observation(b), seed=3).chunk for b in (0, 255))
+    assert not np.array_equal(dark, bright)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_record_reproduces_the_chunk_bit_for_bit(mode: str) -> None:
+    first = steered(mode, twin=True).decide(observation(7), seed=3)
+    stored = first.record.extended(meta={"execute_steps": 3})
+    record = DecisionRecord.decode(stored.encode())
+    settings = SteeringSettings.from_json(record.meta["steering"])
+    policy = SteeredPolicy(
+        None,
+        make_policy(),
+        make_critic(),
+        settings,
+        denoising_steps=record.meta["denoising_steps"],
+    )
+    features = torch.from_numpy(record.tensors["features"].copy())[None]
+    again = policy.act(features, seed=record.meta["seed"])
+    np.testing.assert_array_equal(again.chunk, record.chunk)
+    np.testing.assert_array_equal(again.record.tensors["noise"], record.tensors["noise"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_record_says_where_it_came_from(mode: str) -> None:
+    meta = steered(mode).decide(observation(), seed=3).record.meta
+    assert meta["mode"] == mode
+    assert meta["stamp_ns"] == 100
+    assert meta["robot_stamp_ns"] == 90
+    assert meta["image_stamps_ns"] == {"front": 100}
+    assert meta["control_dt_ns"] == 50_000_000
+    assert meta["hashes"] == {"encoder": "e" * 64, "policy": "policy0", "critic": "critic1"}
+    assert set(meta["timings_ns"]) == {
+        "encode", "condition", "denoise", "select", "judge", "total",
+    }  # fmt: skip
+    assert sum(meta["timings_ns"].values()) <= 2 * meta["timings_ns"]["total"]
+    json.dumps(meta, allow_nan=False)
+
+
+def test_off_asks_no_critic_and_says_nothing_about_values() -> None:
+    policy = SteeredPolicy(None, make_policy(), None, SteeringSettings(twin=True))
+    record = policy.act(FEATURES, seed=3).record
+    assert "q_after" not in record.meta
+    assert record.meta["ratio"] is record.meta["q_before"] is None
+    assert not any(name.startswith("step_") for name in record.tensors)
+
+
+@pytest.mark.parametrize("mode", ["qgf", "qpilots_u"])
+def test_the_steps_of_a_steered_chunk_are_recorded(mode: str) -> None:
+    record = steered(mode).decide(observation(), seed=3).record
+    steps = {name: rows for name, rows in record.tensors.items() if name.startswith("step_")}
+    assert {rows.shape for rows in steps.values()} == {(10,)}
+    asked = np.isfinite(steps["step_q"])
+    assert asked.sum() == (10 if mode == "qgf" else 9)
+    assert record.meta["ratio"] == pytest.approx(steps["step_ratio"][asked].mean())
+    assert record.meta["cosine"] == pytest.approx(steps["step_cosine"][asked].mean())
+    assert record.meta["q_before"] == pytest.approx(steps["step_q"][asked][0])
+
+
+def test_the_gain_is_the_value_of_the_chunk_less_that_of_its_unguided_twin() -> None:
+    record = steered("qgf", twin=True).decide(observation(), seed=3).record
+    np.testing.assert_array_equal(record.tensors["chunk_unguided"], frozen_chunk(seed=3))
+    q = make_critic().condition(FEATURES)
+    after, before = (
+        float(q(torch.from_numpy(record.tensors[name])[None]).amin(dim=0)[0])
+        for name in ("chunk", "chunk_unguided")
+    )
+    assert record.meta["q_after"] == after
+    assert record.meta["q_unguided"] == before
+    assert record.meta["delta_q"] == after - before > 0
+
+
+def test_asking_for_the_twin_does_not_change_the_chunk() -> None:
+    np.testing.assert_array_equal(
+        steered("qgf", twin=True).decide(observation(), seed=3).chunk,
+        steered("qgf").decide(observation(), seed=3).chunk,
+    )
+    assert "delta_q" not in steered("qgf").decide(observation(), seed=3).record.meta
+
+
+def test_zero_gains_nothing() -> None:
+    assert steered("zero", twin=True).decide(observation(), seed=3).record.meta["delta_q"] == 0.0
+
+
+def test_best_of_n_records_its_candidates_and_keeps_the_best() -> None:
+    record = steered("best_of_n", twin=True).decide(observation(), seed=3).record
+    index = record.meta["candidate"]
+    chunks = record.tensors["candidate_chunks"]
+    assert chunks.shape == (4, 3, 2)
+    values = make_critic().condition(FEATURES)(torch.from_numpy(chunks)).amin(dim=0)
+    assert index == int(values.argmax())
+    np.testing.assert_array_equal(record.chunk, chunks[index])
+    np.testing.assert_array_equal(
+        record.tensors["noise"], record.tensors["candidate_noise"][index]
+    )
+    assert record.meta["delta_q"] >= 0.0
+
+
+def test_the_first_candidate_starts_from_the_noise_of_every_other_mode() -> None:
+    candidates = steered("best_of_n").decide(observation(), seed=3).record.tensors
+    alone = steered("off").decide(observation(), seed=3).record.tensors
+    np.testing.assert_array_equal(candidates["candidate_noise"][0], alone["noise"])
+    distinct = {noise.tobytes() for noise in candidates["candidate_noise"]}
+    assert len(distinct) == 4
+
+
+def test_the_clipped_share_counts_what_the_final_clip_changed() -> None:
+    record = steered("qgf").decide(observation(), seed=3).record
+    outside = np.abs(record.tensors["chunk_unclipped"]) > 1.0
+    assert record.meta["clipped_share"] == pytest.approx(outside.mean())
+
+
+def test_another_critic_steers_elsewhere_and_the_old_policy_still_works() -> None:
+    old = steered("qgf")
+    before = old.decide(observation(), seed=3)
+    new = old.with_critic(make_critic(seed=5))
+    after = new.decide(observation(), seed=3)
+    assert not np.array_equal(before.chunk, after.chunk)
+    assert after.record.meta["hashes"]["critic"] == "critic5"
+    assert new.policy is old.policy
+    np.testing.assert_array_equal(old.decide(observation(), seed=3).chunk, before.chunk)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_caller_in_inference_mode_gets_the_same_chunk(mode: str) -> None:
+    policy = steered(mode)
+    expected = policy.decide(observation(), seed=3).chunk
+    with torch.inference_mode():
+        found = policy.decide(observation(), seed=3).chunk
+        from_inference = policy.act(FEATURES.clone(), seed=3).chunk
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(from_inference, expected)
+
+
+def test_deciding_leaves_no_gradient_on_any_weight() -> None:
+    policy, critic = make_policy(), make_critic()
+    policy.network.requires_grad_(True)
+    critic.network.requires_grad_(True)
+    settings = SteeringSettings(mode="qpilots_u", weight=0.3)
+    SteeredPolicy(None, policy, critic, settings).act(FEATURES, seed=0)
+    weights = [*policy.network.parameters(), *critic.network.parameters()]
+    assert all(weight.grad is None for weight in weights)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "off"])
+def test_a_mode_that_needs_a_critic_is_refused_without_one(mode: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{mode}' needs a critic: none is loaded"):
+        SteeredPolicy(None, make_policy(), None, SteeringSettings(mode=mode, weight=0.1))
+    with pytest.raises(ConfigError, match=f"'{mode}' needs a critic: none is loaded"):
+        steered(mode).with_critic(None)
+
+
+def test_a_critic_for_another_policy_is_refused_and_the_old_one_stays() -> None:
+    policy = steered("qgf")
+    wrong = make_critic(interface=other(horizon=4))
+    with pytest.raises(
+        ConfigError, match=r"critic and the policy must have the same horizon.*Tra"
+    ):
+        policy.with_critic(wrong)
+    assert policy.decide(observation(), seed=3).record.meta["hashes"]["critic"] == "critic1"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (FixedEncoder(hash="f" * 64), "that is eeeeeeeeeeee, loaded is ffffffffffff"),
+        (FixedEncoder(feature_names=("joint",)), "the encoder must give the 4 features that the"),
+    ],
+)
+def test_an_encoder_of_another_kind_is_refused(encoder: FixedEncoder, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SteeredPolicy(encoder, make_policy(), None, SteeringSettings())
+
+
+def test_a_policy_trained_on_true_poses_takes_any_encoder_of_its_features() -> None:
+    policy: FlowPolicy = make_policy(interface=other(encoder_hash=None))
+    SteeredPolicy(FixedEncoder(hash="f" * 64), policy, None, SteeringSettings())
+
+
+def test_deciding_without_an_encoder_is_refused() -> None:
+    policy = SteeredPolicy(None, make_policy(), None, SteeringSettings())
+    with pytest.raises(ConfigError, match="needs an encoder: there is none"):
+        policy.decide(observation(), seed=0)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    broken = FEATURES.clone()
+    broken[0, 2] = float("nan")
+    with pytest.raises(DataError, match=r"features must be finite: entry \[0, 2\] is nan. Check"):
+        steered().act(broken, seed=0)
+
+
+def test_a_chunk_that_is_not_finite_is_refused() -> None:
+    policy = steered("off")
+    policy.policy.network.head.bias[0] = float("inf")
+    with pytest.raises(DataError, match="the denoised chunk must be finite"):
+        policy.act(FEATURES, seed=0)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    critic = make_critic()
+    critic.network.biases[-1][1] = float("inf")
+    with pytest.raises(DataError, match="the critic's values of the chunk must be finite"):
+        steered("zero", critic=critic).act(FEATURES, seed=0)
+
+
+def test_two_observations_at_once_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"features of one observation, \(1, F\): got \(2, 4\)"):
+        steered().act(FEATURES.expand(2, -1), seed=0)
+
+
+def test_fewer_than_one_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'denoising_steps' must be at least 1: got 0"):
+        SteeredPolicy(None, make_policy(), None, SteeringSettings(), denoising_steps=0)
