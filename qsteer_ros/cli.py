@@ -69,6 +69,39 @@ def _up(arguments: argparse.Namespace) -> int:
     )
 
 
+def _add_demo(verbs: Verbs) -> None:
+    parser = verbs.add_parser("demo", help="run a session in simulation and write its report")
+    parser.add_argument("--episodes", type=int, default=20, metavar="N", help="per arm and goal")
+    parser.add_argument(
+        "--arms",
+        default="off,best_of_n,qgf,qpilots_u",
+        help="modes, as mode or mode:number (qgf:0.05), separated by commas",
+    )
+    parser.add_argument("--goal", default="1", help="1, 2, 3, several with commas, or all")
+    parser.add_argument("--seed", type=int, default=0, help="of schedule and initial states")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="gets a folder per session"
+    )
+    parser.add_argument(
+        "--train", action="store_true", help="regenerate data and all checkpoints first"
+    )
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from qsteer_ros.graph.demo import DemoOptions, demo, parse_goals
+
+    options = DemoOptions(
+        episodes=arguments.episodes,
+        arms=tuple(arguments.arms.split(",")),
+        goals=parse_goals(arguments.goal),
+        seed=arguments.seed,
+        out=arguments.out,
+        train=arguments.train,
+    )
+    return demo(options)
+
+
 def _add_report(verbs: Verbs) -> None:
     parser = verbs.add_parser("report", help="write report.html of a finished session")
     parser.add_argument("session", type=Path, help="folder that holds session.json")
@@ -184,6 +217,7 @@ def _fit_servo(arguments: argparse.Namespace) -> None:
 
 VERBS: tuple[Callable[[Verbs], None], ...] = (
     _add_up,
+    _add_demo,
     _add_report,
     _add_data,
     _add_train,

@@ -17,10 +17,11 @@ from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.evaluation.rollout import EpisodeResult, Links, Rollout
 from qsteer_ros.evaluation.statistics import wilson_interval
-from qsteer_ros.steering.settings import MODES, SteeringSettings
+from qsteer_ros.replay.arms import arm_parameters
+from qsteer_ros.steering.settings import SteeringSettings
 
 DEFAULT_WEIGHTS = {"zero": 0.05, "random_matched": 0.05, "qgf": 0.05, "qpilots_u": 0.1}
-"""Weight of each mode when an arm names none, found on the shipped checkpoints (docs/training.md)."""
+"""Weight of each mode when an arm names none, found on the shipped checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class EvaluationSettings:
     """What is evaluated.
 
     Attributes:
-        arms: Steering modes, each as ``mode`` or ``mode:weight`` (``best_of_n:16``: candidates).
+        arms: Labels of steering arms, see :mod:`qsteer_ros.replay.arms`.
         goals: Numbers of the goals.
         episodes: Per arm and goal; the same initial states for all arms.
         seed: Of the first initial state.
@@ -83,28 +84,17 @@ class EvaluationSettings:
 
 
 def parse_arm(arm: str) -> SteeringSettings:
-    """The steering settings that an arm's name stands for.
-
-    Args:
-        arm: ``mode``, ``mode:weight`` or ``best_of_n:candidates``.
+    """The steering settings that an arm's label stands for.
 
     Raises:
-        ConfigError: The mode is unknown or the number is none.
+        ConfigError: The mode is unknown or its number is none.
     """
-    mode, colon, text = arm.partition(":")
-    if mode not in MODES:
-        raise ConfigError(f"an arm must be one of {', '.join(MODES)}: got '{mode}'.")
-    if not colon:
-        return SteeringSettings(mode=mode, weight=DEFAULT_WEIGHTS.get(mode, 0.0))
-    try:
-        if mode == "best_of_n":
-            return SteeringSettings(mode=mode, num_samples=int(text))
-        return SteeringSettings(mode=mode, weight=float(text))
-    except ValueError as error:
-        raise ConfigError(
-            f"arm '{arm}' must end in a number after the colon: got '{text}'. "
-            "Write for example qgf:0.05 or best_of_n:16."
-        ) from error
+    values = arm_parameters(arm, weights=DEFAULT_WEIGHTS, num_samples=16)
+    return SteeringSettings(
+        mode=str(values["steering"]),
+        weight=float(values["guidance_weight"]),
+        num_samples=int(values["num_samples"]),
+    )
 
 
 def evaluate(settings: EvaluationSettings, out: Path | None = None) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """One episode in one process: the whole chain without ROS, and the same with links replaced.
 
 The chain is that of the running system: two rendered cameras through JPEG, the encoder, policy and
-critic, the action decoder, the chunk controller, a latency between observation and command, and the
-trajectory follower. Each link can be replaced by the truth, to find out which one loses success:
+critic, the action decoder, the chunk controller, a latency between observation and command, and
+the trajectory follower. Each link can be replaced by the truth, to find out which one loses success:
 
-============ =====================================================================================
+============ ===============================================================================
 true_pose    the cube's pose comes from the simulator instead of the encoder
 no latency   a path takes effect at the stamp of its observation
 native       OGBench's own end-effector control executes the chunk: no decoder, no follower
-============ =====================================================================================
+============ ===============================================================================
 """
 
 from __future__ import annotations
@@ -118,11 +118,7 @@ class Rollout:
             else:
                 accepted, step = self._execute(decision, observation.robot, step, last)
                 refused += not accepted
-        ratios = [
-            float(np.mean(r))
-            for d in decisions
-            if (r := d.record.tensors.get("step_ratio")) is not None and len(r)
-        ]
+        ratios = [ratio for decision in decisions if (ratio := _ratio(decision)) is not None]
         return EpisodeResult(
             goal=goal,
             seed=seed,
@@ -194,6 +190,12 @@ class Rollout:
         return step
 
 
+def _ratio(decision: Decision) -> float | None:
+    """Mean of ||guidance|| / ||velocity|| over the steps of one chunk, if there was guidance."""
+    ratios = decision.record.tensors.get("step_ratio")
+    return None if ratios is None or len(ratios) == 0 else float(np.mean(ratios))
+
+
 def _chunk_seed(seed: int, chunk: int) -> int:
-    """A seed for every chunk of every episode; the same for every arm, so that noise is matched."""
+    """A seed for every chunk of every episode, the same for every arm: noise is matched."""
     return int(np.random.SeedSequence((seed, chunk)).generate_state(1)[0])

@@ -58,5 +58,5 @@ def paired_sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
     count = wins + losses
     if count == 0:
         return 1.0
-    tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1)) / 2**count
+    tail: float = sum(math.comb(count, k) for k in range(min(wins, losses) + 1)) / 2.0**count
     return min(1.0, 2 * tail)

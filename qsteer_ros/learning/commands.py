@@ -37,16 +37,16 @@ def train_program(program: str, options: Mapping[str, Any]) -> str:
     names = {entry.name for entry in fields(kind)}
     settings = checked(kind, {k: v for k, v in options.items() if k in names})
     out: Path = options["out"]
-    how = {"resume": bool(options["resume"]), "command": _command()}
+    resume, command = bool(options["resume"]), _command()
     metrics: Mapping[str, float]
     if isinstance(settings, EncoderSettings):
         from qsteer_ros.learning.train_encoder import train_encoder
 
-        metrics = train_encoder(options["data"], out, settings, **how)
+        metrics = train_encoder(options["data"], out, settings, resume=resume, command=command)
     elif isinstance(settings, PolicySettings):
         from qsteer_ros.learning.train_bc import train_policy
 
-        metrics = train_policy(options["data"], out, settings, **how)
+        metrics = train_policy(options["data"], out, settings, resume=resume, command=command)
     else:
         assert isinstance(settings, CriticSettings)
         from qsteer_ros.learning.train_critic import play_transitions, train_critic
@@ -62,7 +62,7 @@ def train_program(program: str, options: Mapping[str, Any]) -> str:
                 encoder=options["encoder"],
                 robot=options["robot"],
             )
-        metrics = train_critic(transitions, out, settings, **how)
+        metrics = train_critic(transitions, out, settings, resume=resume, command=command)
     return json.dumps({"checkpoint": str(out), **metrics})
 
 

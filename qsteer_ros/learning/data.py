@@ -217,7 +217,7 @@ def _make_episode(out: Path, settings: DataSettings, job: tuple[str, int]) -> No
     )
     arrays = {k: v for k, v in vars(episode).items() if isinstance(v, np.ndarray)}
     with _written_whole(_episode_path(out, *job)) as path:
-        np.savez(path, **arrays)
+        np.savez(path, allow_pickle=False, **arrays)
 
 
 def _play(out: Path, split: str) -> Play:
@@ -261,6 +261,7 @@ def _make_shard(out: Path, settings: DataSettings, job: tuple[str, int]) -> None
     with _written_whole(_shard_path(out, *job)) as path:
         np.savez(
             path,
+            allow_pickle=False,
             **{f"{camera}_jpeg": np.concatenate(frames) for camera, frames in rows.items()},
             **{f"{camera}_sizes": np.array([len(f) for f in fs]) for camera, fs in rows.items()},
             proprio=play.proprio[picked],
@@ -279,7 +280,7 @@ def _empty_handed(play: Play, row: int) -> bool:
 
 
 def _random_cube(rng: np.random.Generator, tool_xyz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A cube lying on the table, (7,): half of the time near the gripper, never inside a finger."""
+    """A cube on the table, (7,): half of the time near the gripper, never inside a finger."""
     near = bool(rng.random() < 0.5)
     while True:
         xy = np.array([rng.uniform(*TABLE_M[0]), rng.uniform(*TABLE_M[1])])

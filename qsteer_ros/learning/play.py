@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +51,8 @@ class Play:
 def yaw_of(quat_wxyz: NDArray[np.floating]) -> Float32:
     """Yaw of unit quaternions, (N, 4) -> (N,), rad."""
     w, x, y, z = quat_wxyz.T.astype(np.float64)
-    return np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)).astype(np.float32)
+    yaw: Float32 = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)).astype(np.float32)
+    return yaw
 
 
 def load_play(folder: Path, *, limit: int | None = None) -> Play:
@@ -113,20 +113,11 @@ def window_starts(episode: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     if last <= 0:
         return np.empty(0, dtype=np.int64)
     starts = np.arange(last)
-    return starts[episode[starts] == episode[starts + length]]
+    inside: NDArray[np.int64] = starts[episode[starts] == episode[starts + length]]
+    return inside
 
 
 def windows(values: Float32, starts: NDArray[np.int64], length: int) -> Float32:
     """``length`` consecutive rows from each start, (M, length, ...)."""
-    return values[starts[:, None] + np.arange(length)]
-
-
-def batches(
-    rows: int, *, size: int, seed: int, first: int, last: int
-) -> Iterator[NDArray[np.int64]]:
-    """Row numbers of the batches ``first`` to ``last - 1``, (size,) each, drawn with replacement.
-
-    A batch depends on ``seed`` and its own number only, so that training can be resumed anywhere.
-    """
-    for step in range(first, last):
-        yield np.random.default_rng((seed, step)).integers(0, rows, size)
+    rows: Float32 = values[starts[:, None] + np.arange(length)]
+    return rows

@@ -1,4 +1,4 @@
-"""Behaviour cloning of the flow policy from play, on features computed from the simulator's truth."""
+"""Behaviour cloning of the flow policy from play, on features of the simulator's truth."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ r"""Implicit Q-learning on action chunks, from play or from logged episodes.
     L_Q &= \operatorname{mean}_e (Q_e(s, a) - y)^2 \\
     L_V &= |\kappa - 1[u \le 0]| \, u^2, \qquad u = \min_e \bar Q_e(s, a) - V(s)
 
-No action outside the data is ever judged in training. The checkpoint holds the slow target networks
-:math:`\bar Q`, which are what steering asks.
+No action outside the data is ever judged in training. The checkpoint holds the slow target
+networks :math:`\bar Q`, which are what steering asks.
 
 Source: QGF, arXiv:2606.11087; IQL, arXiv:2110.06169.
 """

@@ -23,7 +23,7 @@ from qsteer_ros.learning.trainer import (
     train,
     warmup_cosine,
 )
-from qsteer_ros.policies.encoder import PROPRIO_INDEX, CubeNetwork, encoder_config
+from qsteer_ros.policies.encoder import PROPRIO_INDEX, CubeNetwork, ViewNetwork, encoder_config
 from qsteer_ros.policies.features import LENGTH_SCALE, TABLE_CENTRE_M
 
 STD_FLOOR = 0.1
@@ -52,8 +52,8 @@ class EncoderLearner:
         seen = self._proprio[:, PROPRIO_INDEX]
         self.network.proprio_mean = seen.mean(dim=0)
         self.network.proprio_std = seen.std(dim=0).clamp_min(STD_FLOOR)
-        self.network.to(memory_format=torch.channels_last)
-        self._in_bfloat16(bool(settings.bfloat16))
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _convolve_in_bfloat16(self.network, bool(settings.bfloat16))
         self._optimiser = torch.optim.AdamW(
             self.network.parameters(),
             lr=settings.learning_rate,
@@ -87,13 +87,10 @@ class EncoderLearner:
         )
         yaw_loss = functional.mse_loss(yaw, self._yaw[rows])
         self._optimiser.zero_grad(set_to_none=True)
-        (position_loss + settings.yaw_weight * yaw_loss).backward()
+        loss: Tensor = position_loss + settings.yaw_weight * yaw_loss
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         return {"position": position_loss.detach(), "yaw": yaw_loss.detach()}
-
-    def _in_bfloat16(self, enabled: bool) -> None:
-        for view in self.network.views.values():
-            view.bfloat16 = enabled
 
     def _batch(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         size = min(self._settings.batch, len(self._proprio))
@@ -105,6 +102,12 @@ class EncoderLearner:
         return self._order[index * size : (index + 1) * size]
 
 
+def _convolve_in_bfloat16(network: CubeNetwork, enabled: bool) -> None:
+    for view in network.views.values():
+        assert isinstance(view, ViewNetwork)
+        view.in_bfloat16 = enabled
+
+
 @torch.no_grad()
 def errors(network: CubeNetwork, frames: Frames) -> dict[str, float]:
     """How far the estimate is off on test frames, by situation.
@@ -114,8 +117,7 @@ def errors(network: CubeNetwork, frames: Frames) -> dict[str, float]:
         ``/yaw_median_deg`` for the groups all, free, near (within 6 cm of the pinch point, open),
         grasped (within 3 cm with contact), nominal camera and moved camera.
     """
-    for view in network.views.values():
-        view.bfloat16 = False
+    _convolve_in_bfloat16(network, False)
     position, yaw = [], []
     for first in range(0, len(frames.proprio), 100):
         rows = slice(first, first + 100)

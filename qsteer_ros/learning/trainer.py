@@ -1,8 +1,8 @@
 """The loop every training program shares: progress, saved states, interruption, resumption.
 
-Whatever is random in a step depends on the seed and the number of that step only, so a run that was
-interrupted and resumed ends with the same weights, bit for bit, as one that was not (on one kind of
-processor, with one number of threads).
+Whatever is random in a step depends on the seed and the number of that step only, so a run that
+was interrupted and resumed ends with the same weights, bit for bit, as one that was not (on one
+kind of processor, with one number of threads).
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ STATE = "training_state"
 
 
 class Learner(Protocol):
-    """Something that is trained step by step.
-
-    Attributes:
-        modules: Everything with weights that change, by name.
-        optimisers: By name.
-    """
+    """Something that is trained step by step."""
 
     @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Everything with weights that change, by name."""
+        ...
 
     @property
-    def optimisers(self) -> Mapping[str, torch.optim.Optimizer]: ...
+    def optimisers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """What changes them, by name."""
+        ...
 
     def update(self, step: int) -> Mapping[str, Tensor]:
         """Take optimiser step ``step`` (from 0) and return scalars to show."""
@@ -102,7 +101,7 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
-    """Factor on the learning rate: linear to 1 over ``warmup`` steps, cosine to ``floor`` at the end."""
+    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then cosine to ``floor``."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
@@ -127,7 +126,7 @@ def arrays(module: nn.Module, prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C; steps are never cut in half. A second Ctrl-C is at once."""
+    """A list that is empty until Ctrl-C, which never cuts a step in half; a second one does."""
     caught: list[int] = []
 
     def note(number: int, frame: Any) -> None:

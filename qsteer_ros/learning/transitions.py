@@ -1,14 +1,14 @@
 r"""What a critic learns from: chunks, the return inside them and what follows.
 
-A transition is a window of H control steps. The reward is -1 for every step after which the cube is
-not within 4 cm of the goal and 0 from the first step after which it is; there the episode has
+A transition is a window of H control steps. The reward is -1 for every step after which the cube
+is not within 4 cm of the goal and 0 from the first step after which it is; there the episode has
 *terminated* and nothing is bootstrapped:
 
 .. math:: R_t = \sum_{i<H} \gamma^i r_{t+i}, \qquad
           b_t = \begin{cases} 0 & \text{goal reached inside the window} \\
                               \gamma^H & \text{otherwise} \end{cases}
 
-A window whose first state is already at the goal has terminated before it began: :math:`R = b = 0`.
+A window whose first state is at the goal has terminated before it began: :math:`R = b = 0`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Each view passes through a small convolutional network that ends in 16 maps. Of 
 
 and for 6 of them also the mean of the feature vectors under it. Together with 13 measured numbers
 (joint positions, pinch point, its yaw, gripper and effort) an MLP turns this into the cube's
-position and four-fold yaw: once in the frame of the world, once in the frame of the gripper, blended
-by a learned gate. Far from the cube the fixed camera knows best; in the hand the wrist camera does.
+position and four-fold yaw: once in the frame of the world, once in that of the gripper, blended by
+a learned gate. Far from the cube the fixed camera knows best; in the hand the wrist camera does.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def soft_argmax(maps: Tensor) -> tuple[Tensor, Tensor]:
         maps: (B, M, h, w), logits.
 
     Returns:
-        Coordinates (B, M, 2): x to the right and y down, -1 to 1 from the centre of the first pixel
-        to that of the last. And the softmax itself, (B, M, h * w).
+        Coordinates (B, M, 2): x to the right and y down, -1 to 1 from the centre of the first
+        pixel to that of the last. And the softmax itself, (B, M, h * w).
     """
     height, width = maps.shape[-2:]
     weight = torch.softmax(maps.flatten(2), dim=-1)
@@ -60,13 +60,13 @@ class ViewNetwork(nn.Module):
     """One camera's picture to 16 image points and 6 feature vectors, (B, 32 + 6 * 32).
 
     Attributes:
-        bfloat16: Run the convolutions in bfloat16, to train faster. Coordinates never are: eight
-            bits of them would be a centimetre.
+        in_bfloat16: Run the convolutions in bfloat16, to train faster. Coordinates never are:
+            eight bits of them would be a centimetre.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bfloat16 = False
+        self.in_bfloat16 = False
         self.trunk = nn.Sequential(
             nn.Conv2d(3, 48, 8, stride=4, padding=2),
             nn.ReLU(),
@@ -79,7 +79,7 @@ class ViewNetwork(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         """(B, 3, H, W), roughly in [-1, 3], to (B, 224)."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16):
             signal = self.trunk(picture)
             maps = self.maps(signal)
         points, weight = soft_argmax(maps.float())
@@ -94,12 +94,17 @@ class CubeNetwork(nn.Module):
         cameras: Names of the views, in the order of their networks.
     """
 
+    proprio_mean: Tensor
+    proprio_std: Tensor
+
     def __init__(self, cameras: Sequence[str]) -> None:
         super().__init__()
         self.cameras = tuple(cameras)
         self.views = nn.ModuleDict({name: ViewNetwork() for name in cameras})
         inputs = len(self.cameras) * (2 * MAPS + POOLED_MAPS * CHANNELS) + len(PROPRIO_INDEX)
-        self.body = nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
+        self.body = nn.Sequential(
+            nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU()
+        )
         self.head = nn.Linear(128, 12)
         self.register_buffer("proprio_mean", torch.zeros(len(PROPRIO_INDEX)))
         self.register_buffer("proprio_std", torch.ones(len(PROPRIO_INDEX)))
@@ -144,10 +149,14 @@ class CameraShape(Protocol):
     """What the encoder needs to know of a camera of the robot file."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Pixels."""
+        ...
 
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Pixels."""
+        ...
 
 
 class Encoder:
@@ -176,7 +185,9 @@ class Encoder:
         self._device = torch.device(device)
 
     @classmethod
-    def load(cls, folder: str | Path, robot: Any, *, device: torch.device | str = "cpu") -> Encoder:
+    def load(
+        cls, folder: str | Path, robot: Any, *, device: torch.device | str = "cpu"
+    ) -> Encoder:
         """Read a checkpoint and hold it against a robot.
 
         Args:

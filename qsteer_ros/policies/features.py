@@ -2,19 +2,19 @@ r"""The numbers a policy and a critic are given: 19 from the joints and 8 about 
 
 In order (``FEATURE_NAMES``), with :math:`c = (0.425, 0, 0)` m the middle of the table:
 
-======== ===========================================================================
-0-5      arm joint positions, rad
-6-11     arm joint velocities, rad/s
-12-14    pinch point, :math:`10\,(p - c)`
-15-16    cosine and sine of its yaw
-17       gripper closure (0 open, 1 closed) times 3
-18       grip effort, fraction of full scale
-19-21    cube, :math:`10\,(k - c)`
-22-24    cube as seen from the pinch point, :math:`10\,(k - p)`
-25-26    cosine and sine of 4 x the cube's yaw (it looks the same from its four sides)
-======== ===========================================================================
+======= ==========================================================================
+0-5     arm joint positions, rad
+6-11    arm joint velocities, rad/s
+12-14   pinch point, :math:`10\,(p - c)`
+15-16   cosine and sine of its yaw
+17      gripper closure (0 open, 1 closed) times 3
+18      grip effort, fraction of full scale
+19-21   cube, :math:`10\,(k - c)`
+22-24   cube as seen from the pinch point, :math:`10\,(k - p)`
+25-26   cosine and sine of 4 x the cube's yaw (it looks the same from its four sides)
+======= ==========================================================================
 
-The first 19 are measured. The last 8 come from a camera encoder, or in training from the simulator.
+The first 19 are measured. The last 8 come from a camera encoder, in training from the simulator.
 The scales are those of OGBench's observation, so that every entry is of order one.
 """
 
@@ -72,7 +72,7 @@ class ToolKinematics(Protocol):
 def proprioception(state: RobotState, kinematics: ToolKinematics) -> Float32:
     """The first 19 features of one measurement, (19,) float32."""
     tool_xyz, _ = kinematics.forward(state.position)
-    return proprioception_rows(
+    row: Float32 = proprioception_rows(
         position=state.position[None],
         velocity=state.velocity[None],
         tool_xyz=tool_xyz[None],
@@ -80,6 +80,7 @@ def proprioception(state: RobotState, kinematics: ToolKinematics) -> Float32:
         gripper=np.array([state.gripper]),
         effort=np.array([state.gripper_effort]),
     )[0]
+    return row
 
 
 def proprioception_rows(

@@ -1,13 +1,14 @@
 """Goal-free play of a scripted expert: the behaviour the policy is cloned from.
 
-The expert is OGBench's ``CubePlanOracle``: it picks the cube up and puts it down at a place drawn
-at random, over and over, with noise on its plan. Nothing in its play knows about a goal, so a policy
-cloned from it rarely solves a given one.
+The expert is OGBench's ``CubePlanOracle``: it picks the cube up and puts it down at a place
+drawn at random, over and over, with noise on its plan. Nothing in its play knows about a goal, so
+a policy cloned from it rarely solves a given one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class PlayEpisode:
     Attributes:
         qpos: Simulator positions, (T, 21): arm 0-5 (rad), gripper 6-13, cube pose 14-20.
         qvel: Simulator velocities, (T, 20).
-        ctrl: Joint position targets (rad) and gripper command (0-255) that action t led to, (T, 7).
+        ctrl: Joint targets (rad) and gripper command (0-255) that action t led to, (T, 7).
         action: Normalised end-effector deltas in [-1, 1], (T, 5).
         effort: Grip effort as a fraction of its full scale, (T,).
         tool_xyz: Pinch point in the world, (T, 3), m.
@@ -54,8 +55,8 @@ def play_episode(
 
     Args:
         scene: A scene made with ``mode="data_collection"``. It is reset.
-        seed: Decides everything: the same seed gives the same episode. OGBench draws the scene from
-            the environment's generator and the plan from numpy's global one; both are seeded.
+        seed: Decides everything: the same seed gives the same episode. OGBench draws the scene
+            from the environment's generator and the plan from numpy's global one; both are seeded.
         steps: Control steps of 50 ms, T.
         noise: Standard deviation of the noise on the plan, in units of the largest action.
         smoothing: Standard deviation of the Gaussian filter over that noise, in steps.
@@ -65,7 +66,7 @@ def play_episode(
     observation, info = env.reset(seed=seed % 2**31)
     oracle = CubePlanOracle(env=env, noise=noise, noise_smoothing=smoothing)
     oracle.reset(observation, info)
-    rows: dict[str, list[NDArray[np.float64]]] = {
+    rows: dict[str, list[Any]] = {
         name: [] for name in ("qpos", "qvel", "ctrl", "action", "effort", "tool_xyz", "tool_yaw")
     }
     subtasks, done = 1, 0
