@@ -2,7 +2,7 @@
 
 The chain is that of the running system: two rendered cameras through JPEG, the encoder, policy and
 critic, the action decoder, the chunk controller, a latency between observation and command, and
-the trajectory follower. Each link can be replaced by the truth, to find out which one loses success:
+the trajectory follower. Each link can be replaced by the truth, to find out which loses success:
 
 ============ ===============================================================================
 true_pose    the cube's pose comes from the simulator instead of the encoder

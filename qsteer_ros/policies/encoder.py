@@ -165,7 +165,7 @@ class Encoder:
     Attributes:
         cameras: Camera name -> (height, width) it was trained with.
         feature_names: Names of the 27 features.
-        hash: SHA-256 of the checkpoint; policies and critics name the encoder they belong to by it.
+        hash: SHA-256 of the checkpoint; critics trained on its features name it by that.
     """
 
     def __init__(
