@@ -159,7 +159,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_robot_without_the_camera_is_refused(tmp_path: Path) -> None:
     robot = SimpleNamespace(name="bare", cameras={"overhead": None})
-    with pytest.raises(ConfigError, match=r"needs camera 'front': robot 'bare' has \['overhead'\]"):
+    with pytest.raises(
+        ConfigError, match=r"needs camera 'front': robot 'bare' has \['overhead'\]"
+    ):
         Encoder.load(saved(tmp_path / "encoder"), robot)
 
 

@@ -253,7 +253,7 @@ class Scene:
             (height, width, 3) uint8 RGB, a fresh array.
 
         Raises:
-            ConfigError: There is no such camera.
+            ConfigError: There is no such camera, or this machine cannot render.
         """
         index = self._index(camera)
         picture = self._picture
@@ -284,7 +284,14 @@ class Scene:
     def _renderer(self, camera: str) -> Any:
         if camera not in self._renderers:
             shape = CAMERAS[camera]
-            renderer = mujoco.Renderer(self.model, height=shape.height, width=shape.width)
+            try:
+                renderer = mujoco.Renderer(self.model, height=shape.height, width=shape.width)
+            except mujoco.FatalError as error:
+                raise ConfigError(
+                    f"MuJoCo must be able to render with MUJOCO_GL={os.environ['MUJOCO_GL']}: "
+                    f"{error}. Install libegl1 and libgl1-mesa-dri, and import "
+                    "qsteer_ros.sim.scene before mujoco."
+                ) from error
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._renderers[camera] = renderer
