@@ -83,7 +83,6 @@ class Intake:
         robot: Mapping[str, Any],
         *,
         born_ns: int,
-        elapsed_ns: int,
         drain_timeout_s: float = 1.0,
     ) -> None:
         """Wait for the first start event.
@@ -93,8 +92,7 @@ class Intake:
             topics: Gives the topics with the QoS that is offered now; asked at each start.
             robot: Layout of the robot, kept in every episode.
             born_ns: System time from which on events are news; what was published before is
-                history that was delivered late.
-            elapsed_ns: Monotonic time now.
+                history that is delivered late, and is obeyed only when nothing follows it.
             drain_timeout_s: Longest time to wait for messages published before the end, s.
         """
         self.current: str | None = None
@@ -102,7 +100,6 @@ class Intake:
         self._topics = topics
         self._robot = dict(robot)
         self._born_ns = born_ns
-        self._settled_ns = elapsed_ns + HISTORY_NS
         self._drain_timeout_ns = round(drain_timeout_s * 1e9)
         self._roles = {topic.name: topic.role for topic in topics()}
         self._latest: dict[str, LoggedMessage] = {}
@@ -168,9 +165,8 @@ class Intake:
         kind = event.get("event")
         if kind == "start":
             history = published_ns < self._born_ns
-            self._pending = _Pending(
-                event, message, self._settled_ns if history else elapsed_ns, history
-            )
+            due_ns = elapsed_ns + (HISTORY_NS if history else 0)
+            self._pending = _Pending(event, message, due_ns, history)
             if self.current == event.get("episode_id"):
                 self._pending = None
             elif self.current is not None:
