@@ -269,13 +269,20 @@ class SessionRunner:
         return succeeded_ns if succeeded_ns is None or succeeded_ns <= deadline_ns else None
 
     def _wait_for_logger(self, episode_id: str, *, timeout_s: float) -> None:
-        """Wait until the logger records this episode, or none."""
+        """Wait until the logger records this episode, or, with an empty id, none."""
+
+        def settled() -> bool:
+            heard = self._topics.recording
+            if heard.get("state") == "refused" and heard.get("episode_id") == episode_id:
+                raise ConfigError(f"the logger refuses '{episode_id}': {heard['reason']}")
+            state = "recording" if episode_id else "idle"
+            return (heard.get("episode_id"), heard.get("state")) == (episode_id, state)
+
+        what = f"record '{episode_id}'" if episode_id else "close the episode"
         self._foreground.until(
-            lambda: self._topics.recording.get("episode_id", "-") == episode_id,
+            settled,
             timeout_s=timeout_s,
-            what=f"the logger must record '{episode_id}'"
-            if episode_id
-            else "the logger must close the episode",
+            what=f"the logger must {what}",
             remedy="Look at the log of logger_node.",
         )
 

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture
 def context():
-    """A ROS context that is shut down with the test."""
+    """A ROS context in a domain of its own: what another test leaves behind is not heard."""
     import rclpy
 
     context = rclpy.Context()
-    rclpy.init(context=context)
+    rclpy.init(context=context, domain_id=free_domain())
     yield context
     context.try_shutdown()

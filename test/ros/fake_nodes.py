@@ -122,18 +122,25 @@ class FakeLogger(Node):
         super().__init__("logger_node", context=context, use_global_arguments=False)
         self.events: list[dict] = []
         self.deaf = False
+        self.refuse = False
         self._state = self.create_publisher(String, "~/recording", LATCHED)
         self.create_subscription(String, "episode/event", self._on_event, LATCHED)
-        self._say("")
+        self._say("", "idle")
 
-    def _say(self, episode_id: str) -> None:
-        self._state.publish(String(data=json.dumps({"episode_id": episode_id})))
+    def _say(self, episode_id: str, state: str) -> None:
+        entries = {"episode_id": episode_id, "state": state, "reason": "no provenance"}
+        self._state.publish(String(data=json.dumps(entries)))
 
     def _on_event(self, message: String) -> None:
         event = json.loads(message.data)
         self.events.append(event)
-        if not self.deaf:
-            self._say(event["episode_id"] if event["event"] == "start" else "")
+        if self.deaf:
+            return
+        if event["event"] == "start":
+            self._say(event["episode_id"], "refused" if self.refuse else "recording")
+        else:
+            self._say(event["episode_id"], "closed")
+            self._say("", "idle")
 
 
 class Spinning:

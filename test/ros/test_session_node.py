@@ -129,6 +129,12 @@ def test_a_silent_logger_is_named(graph, monkeypatch):
         graph.runner().run()
 
 
+def test_a_logger_that_refuses_is_quoted(graph):
+    graph.logger.refuse = True
+    with pytest.raises(ConfigError, match=r"the logger refuses '0000_.*: no provenance"):
+        graph.runner().run()
+
+
 def test_a_stopped_clock_does_not_hang_the_session(graph):
     graph.sim.stop_when_active = True
     with pytest.raises(NoAnswer, match=r"2 s of simulated time must pass within 2 s"):
