@@ -1,10 +1,11 @@
-"""Training: windows, returns, resumption, settings. On tiny data; success is measured elsewhere."""
+"""Training: windows, returns, resumption and settings, on tiny data."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def test_the_learning_rate_warms_up_and_ends_at_its_floor() -> None:
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == pytest.approx(1.0)
     assert factors[100] == pytest.approx(0.05)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
 # Whole runs
@@ -297,12 +298,12 @@ def test_a_setting_out_of_bounds_is_refused() -> None:
 
 
 def test_a_setting_of_the_wrong_type_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'steps' must be of type int: got 2.5"):
+    with pytest.raises(ConfigError, match=r"'steps' must be of type int: got 2\.5"):
         checked(PolicySettings, {"steps": 2.5})
 
 
 def test_a_folder_without_play_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must hold episodes of play: none found"):
+    with pytest.raises(ConfigError, match="must hold episodes of play"):
         load_play(tmp_path)
 
 

@@ -1,0 +1,138 @@
+"""Episodes in process: the chain moves the arm, links can be replaced, the seed decides."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+if find_spec("mujoco") is None or find_spec("ogbench") is None:
+    pytest.skip("needs the simulator's packages", allow_module_level=True)
+
+from qsteer_ros import resources
+from qsteer_ros.critics.critic import Critic
+from qsteer_ros.errors import ConfigError
+from qsteer_ros.evaluation.evaluate import (
+    DEFAULT_WEIGHTS,
+    EvaluationSettings,
+    evaluate,
+    from_options,
+    parse_arm,
+    table,
+)
+from qsteer_ros.evaluation.rollout import Links, Rollout
+from qsteer_ros.motion.controller import ChunkController
+from qsteer_ros.motion.decoder import make_decoder
+from qsteer_ros.motion.kinematics import Kinematics
+from qsteer_ros.motion.robot import RobotFile
+from qsteer_ros.policies.encoder import Encoder
+from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.policies.steered import SteeredPolicy
+from qsteer_ros.sim.world import World
+
+ROBOT = RobotFile.load("robot_ur5e_sim.yaml")
+
+
+@pytest.fixture(scope="module")
+def world():
+    made = World(goal=1, seed=0)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    folder = resources.find("checkpoints")
+    return (
+        Encoder.load(folder / "encoder", ROBOT),
+        FlowPolicy.load(folder / "policy"),
+        Critic.load(folder / "critic_goal1"),
+    )
+
+
+def run(world, parts, arm: str, links: Links, *, seed: int = 0, max_steps: int = 200):
+    kinematics = Kinematics(ROBOT)
+    controller = ChunkController(ROBOT, make_decoder(ROBOT, kinematics), 5)
+    policy = SteeredPolicy(*parts, parse_arm(arm))
+    rollout = Rollout(world, controller, kinematics, links)
+    return rollout.episode(policy, goal=1, seed=seed, max_steps=max_steps)
+
+
+@pytest.mark.parametrize(
+    "links",
+    [Links(), Links(true_pose=True), Links(latency_ns=0, true_pose=True), Links(native=True)],
+    ids=["everything real", "true pose", "no latency", "native control"],
+)
+def test_the_steered_policy_reaches_the_goal_through_the_whole_chain(world, parts, links) -> None:
+    results = [run(world, parts, "qgf", links, seed=seed) for seed in (0, 1, 2)]
+    assert sum(r.success for r in results) >= 2
+    assert all(r.refused == 0 for r in results)
+    assert all(0.0 < r.ratio < 0.5 for r in results)
+    assert all(r.steps == 200 or r.success for r in results)
+
+
+def test_the_same_seed_gives_the_same_episode(world, parts) -> None:
+    one = run(world, parts, "qgf", Links(), seed=4, max_steps=20)
+    run(world, parts, "off", Links(true_pose=True), seed=5, max_steps=20)
+    assert run(world, parts, "qgf", Links(), seed=4, max_steps=20) == one
+
+
+def test_mode_zero_moves_like_mode_off(world, parts) -> None:
+    off = run(world, parts, "off", Links(true_pose=True), max_steps=15)
+    qpos = world.qpos
+    zero = run(world, parts, "zero", Links(true_pose=True), max_steps=15)
+    np.testing.assert_array_equal(world.qpos, qpos)
+    assert (off.steps, off.success) == (zero.steps, zero.success)
+
+
+def test_the_encoder_sees_the_cube_and_a_moved_camera_moves_what_it_sees(world, parts) -> None:
+    seen = run(world, parts, "off", Links(), seed=2, max_steps=5)
+    moved = run(world, parts, "off", Links(camera_shift_m=(0.0, 0.1, 0.0)), seed=2, max_steps=5)
+    assert seen.cube_error_mm < 15.0
+    assert moved.cube_error_mm > seen.cube_error_mm
+
+
+def test_an_episode_stops_when_time_is_up(world, parts) -> None:
+    result = run(world, parts, "off", Links(true_pose=True), seed=1, max_steps=7)
+    assert result.steps <= 7
+    assert result.chunks == -(-result.steps // 5)
+
+
+def test_arms_have_tuned_weights_unless_they_name_one() -> None:
+    assert parse_arm("qgf").weight == DEFAULT_WEIGHTS["qgf"]
+    assert parse_arm("qgf:0.01").weight == 0.01
+    assert parse_arm("best_of_n:4").num_samples == 4
+    assert parse_arm("off").weight == 0.0
+    with pytest.raises(ConfigError, match="an arm must be one of"):
+        parse_arm("magic")
+
+
+def test_a_report_counts_every_arm_and_goal(tmp_path: Path) -> None:
+    settings = EvaluationSettings(
+        arms=("off", "qgf"), goals=(1, 2), episodes=1, max_steps=5, true_pose=True
+    )
+    report = evaluate(settings, tmp_path / "report.json")
+    assert [(row["arm"], row["goal"]) for row in report["summary"]] == [
+        ("off", 1),
+        ("qgf", 1),
+        ("off", 2),
+        ("qgf", 2),
+    ]
+    assert len(report["episodes"]) == 4
+    assert json.loads((tmp_path / "report.json").read_text())["summary"] == report["summary"]
+    assert len(table(report).splitlines()) == 5
+
+
+def test_options_become_settings() -> None:
+    options = {"arms": "off, qgf:0.02", "goals": "1,3", "no_latency": True, "latency_ms": 60.0}
+    settings = from_options(options)
+    assert settings.arms == ("off", "qgf:0.02")
+    assert settings.goals == (1, 3)
+    assert settings.latency_ms == 0.0
+    with pytest.raises(ConfigError, match="'goals' must be numbers"):
+        from_options({**options, "goals": "one"})
+    with pytest.raises(ConfigError, match="'episodes' must be at least 1: got 0"):
+        EvaluationSettings(episodes=0)
