@@ -93,23 +93,42 @@ def fit_servo(
         )
     if not all(np.all(np.isfinite(a)) for a in (q, u, q_next)):
         raise DataError("fit_servo needs finite data. Drop the samples that are not.")
-    error, moved = u - q, q_next - q
-    mean_error, mean_moved = error.mean(0), moved.mean(0)
-    spread = np.square(error - mean_error).sum(0)  # (J,)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        alpha = ((error - mean_error) * (moved - mean_moved)).sum(0) / spread
-        bias = mean_moved - alpha * mean_error
-        residual = moved - alpha * error - bias
-        standard_error = np.sqrt(np.square(residual).sum(0) / (len(q) - 2) / spread)
-    determined = (spread > 0.0) & (standard_error <= max_standard_error)
-    if not np.all(determined & (alpha > 0.0) & (alpha < 1.0)):
-        joint = int(np.argmin(determined & (alpha > 0.0) & (alpha < 1.0)))
-        raise DataError(
-            f"joint {joint} must show a first-order lag, 0 < alpha < 1: got alpha "
-            f"{alpha[joint]:.3g} with standard error {standard_error[joint]:.2g} from {len(q)} "
-            "samples. Record motions that move this joint, with command and position in step."
-        )
-    return ServoModel(tau_s=-dt_s / np.log1p(-alpha), bias_rad=bias)
+    tau, bias = np.empty(q.shape[1]), np.empty(q.shape[1])
+    for joint in range(q.shape[1]):
+        error, moved = (u - q)[:, joint], (q_next - q)[:, joint]
+        alpha, bias[joint], standard_error = _robust_line(error, moved)
+        if not (standard_error <= max_standard_error and 0.0 < alpha < 1.0):
+            raise DataError(
+                f"joint {joint} must show a first-order lag, 0 < alpha < 1: got alpha "
+                f"{alpha:.3g} with standard error {standard_error:.2g} from {len(q)} samples. "
+                "Record motions that move this joint, with command and position in step."
+            )
+        tau[joint] = -dt_s / np.log1p(-alpha)
+    return ServoModel(tau, bias)
+
+
+def _robust_line(x: Array, y: Array, *, rounds: int = 5) -> tuple[float, float, float]:
+    """Slope, offset and standard error of the slope; not finite when x does not vary.
+
+    Repeated without samples whose residual is beyond 6 times the size that half of them keep
+    within: joints that were blocked, by a contact or by their range.
+    """
+    kept = np.ones(len(x), dtype=bool)
+    slope = offset = error = float("nan")
+    for _ in range(rounds):
+        centred = x[kept] - x[kept].mean()
+        spread = float(centred @ centred)
+        if spread <= 0.0 or kept.sum() < 3:
+            return slope, offset, float("inf")
+        slope = float(centred @ y[kept]) / spread
+        offset = float(y[kept].mean() - slope * x[kept].mean())
+        residual = np.abs(y - slope * x - offset)
+        error = float(np.sqrt(np.square(residual[kept]).sum() / (kept.sum() - 2) / spread))
+        keep = residual <= 6.0 * np.median(residual) + 1e-12
+        if np.array_equal(keep, kept):
+            break
+        kept = keep
+    return slope, offset, error
 
 
 def fit_servo_from_log(log: Mapping[str, Any], dt_s: float) -> ServoModel:

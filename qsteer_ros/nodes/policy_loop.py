@@ -1,9 +1,9 @@
 """The thread that answers observations with paths, and the watch that stops the arm without it.
 
 One answer is in work at a time, and it is always to the newest observation. What it computes
-counts only if the node is still active, and the observation still young, when it is done. The watch
-runs in another thread: a slow or hung answer never delays the stop. Every path ends at rest, so an
-arm whose policy node dies stops by itself.
+counts only if the node is still active, and the observation still young, when it is done. The
+watch runs in another thread: a slow or hung answer never delays the stop. Every path ends at rest,
+so an arm whose policy node dies stops by itself.
 """
 
 from __future__ import annotations

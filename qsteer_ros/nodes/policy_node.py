@@ -21,6 +21,7 @@ that is accepted takes effect at the next chunk. A critic is loaded and checked 
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,9 +35,16 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.lifecycle import (
+    LifecycleNode,
+    LifecyclePublisher,
+    LifecycleState,
+    TransitionCallbackReturn,
+)
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, JointState
 from sensor_msgs.msg import Image as ImageMessage
 from std_msgs.msg import UInt8MultiArray
@@ -52,6 +60,8 @@ from qsteer_ros.nodes.policy_parts import Parts
 from qsteer_ros.nodes.policy_report import PolicyReport
 
 WATCH_PERIOD_S = 0.05
+#: Half a second of joint states, so that none is missing at a frame when the machine is busy.
+JOINTS_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 Transition = TransitionCallbackReturn
 
 
@@ -147,10 +157,10 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         )
         decision = self.create_lifecycle_publisher(UInt8MultiArray, "~/decision", 10)
         outlets = Outlets(
-            path=lambda path, stamp_ns: command.publish(
-                messages.to_trajectory(path, robot.path_joints, stamp_ns)
+            path=lambda path, stamp_ns: self._send(
+                command, messages.to_trajectory(path, robot.path_joints, stamp_ns)
             ),
-            record=lambda record: decision.publish(messages.to_bytes(record.encode())),
+            record=lambda record: self._send(decision, messages.to_bytes(record.encode())),
             warn=self._warn,
         )
         self._loop = PolicyLoop(
@@ -172,7 +182,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             JointState,
             robot.joint_states_topic,
             partial(self._on_joints, self._loop, assembler, parts),
-            qos_profile_sensor_data,
+            JOINTS_QOS,
             callback_group=sensors,
         )
         self._open = [
@@ -189,6 +199,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             undo()
         self._open = []
         self._loop = self._parts = None
+
+    def _send(self, publisher: LifecyclePublisher, message: Any) -> None:
+        """Publish, unless the program is being shut down from outside."""
+        try:
+            publisher.publish(message)
+        except rclpy_implementation.RCLError:
+            if self.context.ok():
+                raise
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
@@ -288,8 +306,12 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
 
 def main(args: list[str] | None = None) -> int:
-    """Entry point; exit status 1 when a parameter is refused at start."""
-    rclpy.init(args=args)
+    """Entry point; exit status 1 when a parameter is refused at start.
+
+    On SIGINT and SIGTERM the arm is decelerated to rest before the node goes.
+    """
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         node = PolicyNode()
     except QsteerError as error:
