@@ -214,6 +214,8 @@ def decode_frame(message: LoggedMessage) -> Image:
     Raises:
         DataError: Another type or encoding, or the image is damaged.
     """
+    if message.type not in ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"):
+        raise DataError(f"a frame on '{message.topic}' must be an image: it is a {message.type}.")
     fields = deserialize(message.data, message.type)
     if message.type == "sensor_msgs/msg/CompressedImage":
         if "jp" not in fields.format.lower():
@@ -222,8 +224,6 @@ def decode_frame(message: LoggedMessage) -> Image:
                 f"'{fields.format}'. Set the camera driver's transport to jpeg."
             )
         return decode_jpeg(fields.data.tobytes())
-    if message.type != "sensor_msgs/msg/Image":
-        raise DataError(f"a frame on '{message.topic}' must be an image: it is a {message.type}.")
     return decode_raw(
         fields.data,
         height=fields.height,
