@@ -22,7 +22,7 @@ from qsteer_ros.graph.systems import Settings, system
 from qsteer_ros.graph.training import GOALS, CheckpointFolders, qsteer, train_everything
 from qsteer_ros.replay.arms import arm_parameters
 from qsteer_ros.replay.episode import Episode
-from qsteer_ros.replay.sessions import STORE, Session
+from qsteer_ros.replay.sessions import SESSION, STORE, Session
 
 SESSION_LINE = "@session "
 REPORT = "report.html"
@@ -95,10 +95,9 @@ def demo(options: DemoOptions, *, command: Command = module_command) -> int:
     if options.train:
         checkpoints = train_everything(options.out / "training", seed=options.seed)
     outcome = _run_session(options, folder, checkpoints, command)
-    _say(outcome.reason)
-    session = Session.load(folder)
-    if not session.results:
+    if not (folder / SESSION).exists() or not (session := Session.load(folder)).results:
         raise ConfigError(f"the session must run: {outcome.reason}.")
+    _say(outcome.reason)
     whole = _verify(folder / STORE)
     report = _report(folder, options.out)
     complete = outcome.status == 0 and not session.remaining()

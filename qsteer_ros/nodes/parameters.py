@@ -27,6 +27,7 @@ from qsteer_ros.errors import ConfigError
 
 P = TypeVar("P")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_MEMBERS = {int: "whole numbers", str: "texts"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def param(
     """A dataclass field that is a parameter.
 
     Args:
-        default: Value when nobody sets it; its type (bool, int, float, str or a tuple of str) is
-            the parameter's.
+        default: Value when nobody sets it; its type (bool, int, float, str, or a tuple of str or of
+            int; an empty one of str) is the parameter's.
         description: What it is, with its unit. Part of every refusal.
         bounds: Smallest and largest accepted number.
         choices: Accepted texts.
@@ -96,12 +97,14 @@ def check(kind: type[P], name: str, value: Any) -> Any:
 
 def _typed(name: str, value: Any, default: Any, rule: _Rule) -> Any:
     if isinstance(default, tuple):
+        member = type(default[0]) if default else str
         if isinstance(value, Sequence) and not isinstance(value, str):
             values = [v for v in value if v != ""]  # ROS has no empty list of texts in a file
-            if all(isinstance(v, str) for v in values):
+            if all(type(v) is member for v in values):
                 return tuple(values)
         raise ConfigError(
-            f"parameter '{name}' must be a list of texts: got {value!r}. {rule.description}"
+            f"parameter '{name}' must be a list of {_MEMBERS[member]}: got {value!r}. "
+            f"{rule.description}"
         )
     wanted = type(default)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
