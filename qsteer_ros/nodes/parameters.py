@@ -57,8 +57,8 @@ def param(
     """A dataclass field that is a parameter.
 
     Args:
-        default: Value when nobody sets it; its type (bool, int, float, str, or a tuple of str or of
-            int; an empty one of str) is the parameter's.
+        default: Value when nobody sets it; its type (bool, int, float, str, or a tuple of str or
+            of int; an empty one of str) is the parameter's.
         description: What it is, with its unit. Part of every refusal.
         bounds: Smallest and largest accepted number.
         choices: Accepted texts.
