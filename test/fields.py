@@ -22,7 +22,7 @@ def swirl(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
     """A smooth field that depends on time and mixes the components of a sample."""
     tau = flow_time.view(-1, 1, 1)
     turned = noisy_chunk.flip(2).roll(1, dims=1)
-    return 0.3 * torch.sin(2.0 * turned + 3.0 * tau) - 0.4 * (1.0 + tau) * noisy_chunk
+    return 0.3 * torch.sin(2.0 * turned + 3.0 * tau) - 0.4 * (noisy_chunk + tau * noisy_chunk)
 
 
 def towards(goal: float) -> VelocityField:

@@ -16,6 +16,7 @@ from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.interface import Interface
 from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.weights import standardise
 
 PARTS = [
     pytest.param(make_policy, FlowPolicy, id="policy"),
@@ -176,6 +177,13 @@ def test_features_are_standardised_inside(make, kind, tmp_path: Path) -> None:  
     torch.testing.assert_close(
         wide.condition(stretched)(*arguments), make().condition(FEATURES)(*arguments)
     )
+
+
+def test_standardised_features_are_never_inference_tensors() -> None:
+    with torch.inference_mode():
+        rows = standardise(FEATURES.clone(), torch.zeros(4), torch.ones(4))
+    assert not rows.is_inference()
+    assert not rows.requires_grad
 
 
 @pytest.mark.parametrize("make", [make_policy, make_critic])

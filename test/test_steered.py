@@ -17,6 +17,7 @@ from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.steering.qgf import qgf
+from qsteer_ros.steering.random_matched import random_matched
 from qsteer_ros.steering.settings import MODES, SteeringSettings
 
 WEIGHTS = {"zero": 0.5, "random_matched": 0.5, "qgf": 0.5, "qpilots_u": 0.3}
@@ -168,7 +169,10 @@ def test_best_of_n_records_its_candidates_and_keeps_the_best() -> None:
     np.testing.assert_array_equal(
         record.tensors["noise"], record.tensors["candidate_noise"][index]
     )
-    assert record.meta["delta_q"] >= 0.0
+    np.testing.assert_array_equal(record.tensors["chunk_unguided"], chunks[0])
+    gain = float(values[index]) - float(values[0])
+    assert record.meta["delta_q"] == pytest.approx(gain, abs=1e-5)
+    assert gain > 0.0
 
 
 def test_the_first_candidate_starts_from_the_noise_of_every_other_mode() -> None:
@@ -183,6 +187,16 @@ def test_the_clipped_share_counts_what_the_final_clip_changed() -> None:
     record = steered("qgf").decide(observation(), seed=3).record
     outside = np.abs(record.tensors["chunk_unclipped"]) > 1.0
     assert record.meta["clipped_share"] == pytest.approx(outside.mean())
+
+
+def test_the_seed_decides_noise_and_random_directions() -> None:
+    field = random_matched(
+        make_policy().condition(FEATURES), make_critic().condition(FEATURES), weight=0.5, seed=3
+    )
+    noise = sample_noise((1, 3, 2), seed=3, device=CPU)
+    expected = denoise(field, noise, denoising_steps=10)[0].clamp(-1, 1).numpy()
+    found = steered("random_matched").decide(observation(), seed=3).chunk
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_another_critic_steers_elsewhere_and_the_old_policy_still_works() -> None:

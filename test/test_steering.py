@@ -150,6 +150,12 @@ def test_no_graph_reaches_the_next_step_and_no_weight_collects_a_gradient(mode: 
 
 
 @pytest.mark.parametrize("mode", ASKING)
+def test_a_frozen_field_stays_without_a_graph_even_where_gradients_are_on(mode: str) -> None:
+    assert torch.is_grad_enabled()
+    assert not run(steered(mode)).requires_grad
+
+
+@pytest.mark.parametrize("mode", ASKING)
 def test_the_noisy_chunk_is_not_modified(mode: str) -> None:
     start = noise()
     steered(mode)(start, torch.full((4,), 0.5, dtype=torch.float64))
@@ -246,6 +252,19 @@ def test_settings_with_an_unknown_name_are_refused() -> None:
         SteeringSettings.from_json({"gamma": 1.0})
 
 
+def test_seed_and_limit_reach_the_random_control() -> None:
+    flow_time = torch.full((4,), 0.5, dtype=torch.float64)
+
+    def push(seed: int, **others: object) -> Tensor:
+        field = steer(swirl, wavy, settings("random_matched", **others), seed=seed)
+        return (field(noise(), flow_time) - swirl(noise(), flow_time)).flatten(1)
+
+    assert not torch.allclose(push(1), push(2))
+    cosine = torch.cosine_similarity(push(1), push(1, max_ratio=0.01))
+    torch.testing.assert_close(cosine, torch.ones(4, dtype=torch.float64))
+    assert (push(1, max_ratio=0.01).norm(dim=1) < push(1).norm(dim=1)).all()
+
+
 def test_the_settings_reach_the_rule_they_choose() -> None:
     start = noise()[:1]
     assert start.shape == (1, HORIZON, ACTION_DIM)
@@ -258,5 +277,7 @@ def test_the_settings_reach_the_rule_they_choose() -> None:
     }
     distinct = {tuple(push.flatten().tolist()) for push in pushes.values()}
     assert len(distinct) == len(pushes)
+    limited = steered("qgf", max_ratio=0.01)(start, flow_time)
+    assert not torch.allclose(limited, steered("qgf")(start, flow_time))
     dropped = steered("qpilots_u", keep_jacobian=False)(start, flow_time)
     assert not torch.allclose(dropped, steered("qpilots_u")(start, flow_time))
