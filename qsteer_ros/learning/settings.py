@@ -48,7 +48,7 @@ class DataSettings:
 class EncoderSettings:
     """How ``qsteer train encoder`` trains."""
 
-    steps: int = option(11_000, "Optimiser steps.", bounds=(1, 1e7))
+    steps: int = option(14_000, "Optimiser steps.", bounds=(1, 1e7))
     batch: int = option(32, "Frames per step.", bounds=(1, 4096))
     learning_rate: float = option(1.5e-3, "Peak, AdamW, cosine to 2 %.", bounds=(1e-7, 1.0))
     weight_decay: float = option(1e-4, "AdamW.", bounds=(0.0, 1.0))
