@@ -215,6 +215,38 @@ def _fit_servo(arguments: argparse.Namespace) -> None:
     _say(robot_file_lines(fit_servo_of_play(arguments.data)))
 
 
+def _add_verify(verbs: Verbs) -> None:
+    parser = verbs.add_parser("verify", help="check every episode of a store, or recover them")
+    parser.add_argument("store", type=Path, help="an episode, or a folder of episodes")
+    parser.add_argument(
+        "--recover",
+        action="store_true",
+        help="write a recovered copy beside each episode that was interrupted or is damaged",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail for missing frames and dropped messages too"
+    )
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from qsteer_ros.replay.verify import verify
+
+    return verify(arguments.store, recover=arguments.recover, strict=arguments.strict, say=_say)
+
+
+def _add_inspect(verbs: Verbs) -> None:
+    parser = verbs.add_parser("inspect", help="show what is in a store, or in one episode")
+    parser.add_argument("store", type=Path, help="an episode, or a folder of episodes")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from qsteer_ros.replay.overview import inspect_store
+
+    _say(inspect_store(arguments.store))
+
+
 VERBS: tuple[Callable[[Verbs], None], ...] = (
     _add_up,
     _add_demo,
@@ -222,6 +254,8 @@ VERBS: tuple[Callable[[Verbs], None], ...] = (
     _add_data,
     _add_train,
     _add_evaluate,
+    _add_inspect,
+    _add_verify,
     _add_fit_servo,
 )
 

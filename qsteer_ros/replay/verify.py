@@ -242,8 +242,9 @@ def verify(
             f"{verdict.decisions} decisions, "
             f"{sum(g.frames for gaps in verdict.gaps.values() for g in gaps)} frames missing"
         )
+        kind = "note:   " if verdict.state == RECOVERED else "damage: "
         for line in verdict.damage:
-            say(f"    damage:  {line}")
+            say(f"    {kind} {line}")
         for line in verdict.warnings:
             say(f"    warning: {line}")
     bad = sum(v.state in (DAMAGED, INTERRUPTED) for v in verdicts)
