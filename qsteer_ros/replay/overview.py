@@ -133,7 +133,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns wide enough for their entries; columns of numbers to the right."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    right = [all(_number_like(cell) for cell in column[1:]) for column in columns]
+    right = [i > 0 and all(map(_number_like, c[1:])) for i, c in enumerate(columns)]
 
     def line(cells: Sequence[str]) -> str:
         return "  ".join(
