@@ -1,0 +1,387 @@
+"""The inference thread and its watch, with a fake policy and a clock that the test turns."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+from qsteer_ros.errors import DataError
+from qsteer_ros.motion.decoder import make_decoder
+from qsteer_ros.motion.kinematics import Kinematics, tool_down
+from qsteer_ros.motion.path import peaks
+from qsteer_ros.motion.robot import RobotFile
+from qsteer_ros.nodes.messages import ERROR, OK, STALE, WARN
+from qsteer_ros.nodes.observations import ObservationAssembler
+from qsteer_ros.nodes.policy_loop import Outlets, PolicyLoop
+from qsteer_ros.nodes.policy_parameters import PolicyParameters
+from qsteer_ros.nodes.policy_parts import Parts
+from qsteer_ros.nodes.policy_report import PolicyReport
+from qsteer_ros.policies.bookkeeping import chunk_seed
+from qsteer_ros.policies.steered import Decision
+from qsteer_ros.replay.decision import DecisionRecord
+from qsteer_ros.types import RobotState
+
+pytestmark = pytest.mark.ros
+WAIT_S = 10.0
+MS = 1_000_000
+ROBOT = RobotFile.load("robot_ur5e_sim.yaml")
+HOME = np.array([-np.pi / 2, -np.pi / 2, np.pi / 2, -np.pi / 2, -np.pi / 2, 0.0])
+START = Kinematics(ROBOT).inverse(np.array([0.4, 0.0, 0.2]), tool_down(0.0), HOME)
+SIZES = {"front": (4, 6)}
+
+
+class FakeSteered:
+    """Sends the tool along x; what it is asked and how long it takes is the test's."""
+
+    def __init__(self):
+        self.asked = []
+        self.chunk = np.tile(np.float32([0.5, 0, 0, 0, 0]), (5, 1))
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error = None
+        self.settings = SimpleNamespace(mode="qgf")
+
+    def decide(self, observation, *, seed):
+        self.asked.append((observation.stamp_ns, seed))
+        assert self.gate.wait(WAIT_S)
+        if self.error is not None:
+            raise self.error
+        meta = {
+            "stamp_ns": observation.stamp_ns,
+            "control_dt_ns": 50 * MS,
+            "mode": "qgf",
+            "hashes": {"policy": "p"},
+            "ratio": 0.1,
+            "timings_ns": {"total": MS},
+        }
+        tensors = {"noise": np.zeros_like(self.chunk), "chunk": self.chunk}
+        return Decision(self.chunk, DecisionRecord(tensors, meta))
+
+
+class Bench:
+    """A loop, its clock, and everything that came out of it."""
+
+    def __init__(self, **parameters):
+        self.now_ns = 1_000 * MS
+        self.steered = FakeSteered()
+        self.parameters = PolicyParameters(**{"seed": 7, **parameters})
+        self.assembler = ObservationAssembler(SIZES, self.parameters.age_limits(), lambda f: f)
+        self.paths, self.records, self.warnings = [], [], []
+        self.report = PolicyReport()
+        self.parts = Parts(ROBOT, make_decoder(ROBOT, Kinematics(ROBOT)), SIZES, self.steered)
+        self.loop = PolicyLoop(
+            self.parts,
+            self.parameters,
+            self.assembler,
+            lambda: self.now_ns,
+            Outlets(
+                path=lambda path, stamp_ns: self.paths.append((path, stamp_ns)),
+                record=self.records.append,
+                warn=self.warnings.append,
+            ),
+            self.report,
+        )
+
+    def observe(self, at_ms):
+        """A frame and joints at a time; the clock moves on to it if it is behind."""
+        stamp_ns = round(at_ms * MS)
+        self.now_ns = max(self.now_ns, stamp_ns)
+        self.assembler.add_joints(RobotState(stamp_ns, START, np.zeros(6), 0.0))
+        self.assembler.add_frame("front", stamp_ns, np.zeros((4, 6, 3), dtype=np.uint8))
+        self.loop.notify()
+
+    def until(self, condition, what):
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {WAIT_S} s for {what}"
+            time.sleep(0.002)
+
+    def answered(self, count):
+        self.until(lambda: len(self.records) >= count, f"{count} records")
+
+
+@pytest.fixture
+def bench():
+    made = []
+
+    def make(**parameters):
+        made.append(Bench(**parameters))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.steered.gate.set()
+        one.loop.stop()
+
+
+def test_nothing_is_asked_or_sent_before_activation(bench):
+    one = bench()
+    one.observe(1000)
+    one.loop.watch()
+    one.loop.activate()
+    one.observe(1050)
+    one.answered(1)
+    assert one.steered.asked == [(1050 * MS, chunk_seed(7, 0))]
+
+
+def test_observations_from_before_the_activation_are_not_answered(bench):
+    one = bench()
+    one.observe(990)
+    one.now_ns = 1000 * MS
+    one.loop.activate()
+    one.loop.notify()
+    one.observe(1000)
+    one.answered(1)
+    assert [stamp for stamp, _ in one.steered.asked] == [1000 * MS]
+
+
+def test_a_path_takes_effect_its_lead_after_it_is_sent(bench):
+    one = bench(lead_s=0.02)
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    path, stamp_ns = one.paths[0]
+    assert stamp_ns == 1020 * MS
+    assert path.times_s[0] == 0.0
+    assert np.all(path.velocities[-1] == 0.0)
+
+
+def test_the_next_observation_is_answered_after_the_executed_steps(bench):
+    one = bench(execute_steps=2)
+    one.loop.activate()
+    for at_ms in range(1000, 1301, 50):
+        one.observe(at_ms)
+        if (at_ms - 1000) % 100 == 0:
+            one.answered(1 + (at_ms - 1000) // 100)
+    assert [r.stamp_ns for r in one.records] == [1000 * MS, 1100 * MS, 1200 * MS, 1300 * MS]
+
+
+def test_noise_follows_from_the_seed_and_the_number_of_the_chunk(bench):
+    one = bench(execute_steps=1)
+    one.loop.activate()
+    for k in range(3):
+        one.observe(1000 + 50 * k)
+        one.answered(k + 1)
+    assert [seed for _, seed in one.steered.asked] == [chunk_seed(7, k) for k in range(3)]
+    one.loop.activate()
+    one.observe(1200)
+    one.answered(4)
+    assert one.steered.asked[-1][1] == chunk_seed(7, 0)
+
+
+def test_setting_the_seed_starts_the_numbers_again(bench):
+    one = bench(execute_steps=1)
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.loop.revise(one.parts, PolicyParameters(seed=9, execute_steps=1), restart=True)
+    one.observe(1050)
+    one.answered(2)
+    assert one.steered.asked[-1][1] == chunk_seed(9, 0)
+
+
+def test_one_answer_is_in_work_and_the_newest_observation_is_next(bench):
+    one = bench(execute_steps=1)
+    one.loop.activate()
+    one.steered.gate.clear()
+    one.observe(1000)
+    one.until(lambda: one.steered.asked, "the first question")
+    for at_ms in (1050, 1100, 1150):
+        one.observe(at_ms)
+    assert len(one.steered.asked) == 1
+    one.steered.gate.set()
+    one.answered(2)
+    assert [stamp for stamp, _ in one.steered.asked] == [1000 * MS, 1150 * MS]
+
+
+def test_the_record_tells_what_became_of_the_chunk(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    record = DecisionRecord.decode(one.records[0].encode())
+    path = one.paths[0][0]
+    np.testing.assert_array_equal(record.tensors["path_positions"], path.positions)
+    np.testing.assert_array_equal(record.tensors["path_velocities"], path.velocities)
+    np.testing.assert_array_equal(record.tensors["robot_position"], START)
+    assert record.tensors["points"].shape == (5, 7)
+    assert record.meta["effective_ns"] == one.paths[0][1]
+    assert record.meta["execute_steps"] == 5
+    assert record.meta["chunk_index"] == 0
+    assert record.meta["latency_ms"] == 0.0
+    assert record.meta["joints"] == list(ROBOT.path_joints)
+    assert record.meta["hashes"] == {"policy": "p", "robot": ROBOT.hash}
+    assert set(record.meta["timings_ns"]) >= {"assemble", "total", "plan"}
+
+
+def test_deactivation_decelerates_to_rest(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.now_ns += 120 * MS
+    one.loop.deactivate()
+    hold, _ = one.paths[-1]
+    assert len(one.paths) == 2
+    assert np.abs(hold.velocities[0]).max() > 0.01
+    assert np.all(hold.velocities[-1] == 0.0)
+    one.observe(1400)
+    one.loop.watch()
+    assert len(one.paths) == 2
+
+
+def test_deactivation_without_motion_sends_nothing(bench):
+    one = bench()
+    one.loop.activate()
+    one.loop.deactivate()
+    one.loop.deactivate()
+    assert one.paths == []
+
+
+def test_an_answer_that_comes_after_deactivation_is_dropped(bench):
+    one = bench()
+    one.loop.activate()
+    one.steered.gate.clear()
+    one.observe(1000)
+    one.until(lambda: one.steered.asked, "the question")
+    one.loop.deactivate()
+    one.loop.activate()
+    one.steered.gate.set()
+    one.observe(1050)
+    one.answered(1)
+    assert [r.stamp_ns for r in one.records] == [1050 * MS]
+
+
+def test_when_observations_stop_the_arm_is_held_once_and_goes_on_when_they_return(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.now_ns += 401 * MS
+    for _ in range(3):
+        one.loop.watch()
+    assert len(one.paths) == 2
+    assert "camera frame must be at most 400 ms old: it is 401 ms" in one.warnings[-1]
+    level, sentence, values = one.report.summary("active")
+    assert level == STALE
+    assert "400 ms" in sentence
+    assert values["holds"] == 1
+    one.observe(1410)
+    one.answered(2)
+    one.loop.watch()
+    assert one.report.summary("active")[0] == OK
+    one.now_ns += 500 * MS
+    one.loop.watch()
+    assert len(one.paths) == 4
+
+
+def test_a_hung_policy_does_not_delay_the_hold(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.steered.gate.clear()
+    one.observe(1250)
+    one.until(lambda: len(one.steered.asked) == 2, "the second question")
+    one.now_ns += 500 * MS
+    one.loop.watch()
+    assert len(one.paths) == 2
+    one.steered.gate.set()
+    one.until(lambda: one.warnings and "it took 500 ms" in one.warnings[-1], "the refusal")
+    assert len(one.paths) == 2
+
+
+def test_a_silent_camera_is_named_before_anything_moves(bench):
+    one = bench()
+    one.loop.activate()
+    one.loop.watch()
+    assert "none of ['front']" in one.warnings[-1]
+    assert one.paths == []
+
+
+def test_a_chunk_that_is_not_finite_is_refused_and_the_next_one_taken(bench):
+    one = bench()
+    one.loop.activate()
+    good = one.steered.chunk
+    one.steered.chunk = np.full_like(good, np.nan)
+    one.observe(1000)
+    one.until(lambda: one.warnings, "a warning")
+    assert "chunk must be finite" in one.warnings[0]
+    assert one.paths == []
+    assert one.report.summary("active")[0] == WARN
+    one.steered.chunk = good
+    one.observe(1050)
+    one.answered(1)
+    assert one.report.summary("active")[2]["refused_DataError"] == 1
+
+
+def test_a_refusal_of_the_policy_is_reported(bench):
+    one = bench()
+    one.loop.activate()
+    one.steered.error = DataError("features must be finite.")
+    one.observe(1000)
+    one.until(lambda: "features must be finite." in one.warnings, "the warning")
+    assert one.loop.failure is None
+
+
+def test_an_unexpected_error_stops_the_arm_and_is_kept(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.steered.error = ZeroDivisionError("a defect")
+    one.observe(1250)
+    one.until(lambda: one.loop.failure is not None, "the failure")
+    one.until(lambda: len(one.paths) == 2, "the hold")
+    assert not one.loop.active
+    assert one.report.summary("inactive")[:2] == (ERROR, "ZeroDivisionError: a defect")
+
+
+def test_a_clock_that_is_set_back_starts_anew(bench):
+    one = bench()
+    one.now_ns = 50_000 * MS
+    one.loop.activate()
+    one.observe(50_000)
+    one.answered(1)
+    one.now_ns = 100 * MS
+    one.observe(100)
+    one.answered(2)
+    path, stamp_ns = one.paths[-1]
+    assert stamp_ns == 110 * MS
+    np.testing.assert_allclose(path.positions[0, :6], START)
+
+
+def test_nothing_beyond_the_limits_is_sent(bench):
+    one = bench(execute_steps=1)
+    one.loop.activate()
+    one.steered.chunk = np.tile(np.float32([1, 1, -1, 1, 1]), (5, 1))
+    for k in range(10):
+        one.observe(1000 + 50 * k)
+        one.answered(k + 1)
+        one.steered.chunk = -one.steered.chunk
+    for path, _ in one.paths:
+        found = peaks(path)
+        assert np.all(found.velocity[:6] <= ROBOT.limits.velocity + 1e-9)
+        assert np.all(found.acceleration[:6] <= ROBOT.limits.acceleration + 1e-6)
+
+
+def test_steering_without_effect_is_a_warning(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    assert one.report.summary("active")[0] == OK
+    plan = one.loop._controller.report
+    meta = {**one.records[0].meta, "ratio": 1e-5}
+    for _ in range(100):
+        one.report.chunk(meta, plan)
+    level, sentence, _ = one.report.summary("active")
+    assert level == WARN
+    assert "steering has no effect" in sentence
+    for _ in range(100):
+        one.report.chunk({**meta, "ratio": 3.0}, plan)
+    assert "steering replaces the policy" in one.report.summary("active")[1]
