@@ -1,0 +1,328 @@
+"""The policy node over DDS with the shipped checkpoints: lifecycle, commands, parameters."""
+
+import threading
+import time
+from array import array
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("rclpy")
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, JointState
+from std_msgs.msg import UInt8MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from qsteer_ros import resources
+from qsteer_ros.errors import ConfigError
+from qsteer_ros.motion.kinematics import Kinematics, tool_down
+from qsteer_ros.motion.robot import RobotFile
+from qsteer_ros.nodes.lifecycle import RemoteNode
+from qsteer_ros.nodes.messages import from_bytes, from_stamp, from_trajectory, to_stamp
+from qsteer_ros.nodes.policy_node import PolicyNode
+from qsteer_ros.nodes.waiting import Foreground
+from qsteer_ros.replay.decision import DecisionRecord
+from qsteer_ros.replay.images import encode_jpeg
+
+pytestmark = pytest.mark.ros
+WAIT_S = 60.0
+ROBOT = RobotFile.load("robot_ur5e_sim.yaml")
+HOME = np.array([-np.pi / 2, -np.pi / 2, np.pi / 2, -np.pi / 2, -np.pi / 2, 0.0])
+START = Kinematics(ROBOT).inverse(np.array([0.4, 0.0, 0.2]), tool_down(0.0), HOME)
+PATIENT = {"max_age_s": 5.0}  # the machine may be busy; what is stale is tested without a machine
+
+
+class Arm:
+    """A still arm with two cameras, and what it is told."""
+
+    def __init__(self, context, node):
+        self.node = node
+        self.own = Node("arm", context=context, use_global_arguments=False)
+        self.trajectories, self.records, self.diagnostics = [], [], []
+        self.joints = self.own.create_publisher(JointState, "joint_states", 10)
+        self.cameras = {
+            name: self.own.create_publisher(CompressedImage, camera.subscribed_topic, 10)
+            for name, camera in ROBOT.cameras.items()
+        }
+        self.frames = {
+            name: encode_jpeg(np.full((c.height, c.width, 3), 90, dtype=np.uint8))
+            for name, c in ROBOT.cameras.items()
+        }
+        for kind, topic, heard in (
+            (JointTrajectory, ROBOT.command_topic, self.trajectories),
+            (UInt8MultiArray, "policy_node/decision", self.records),
+            (DiagnosticArray, "/diagnostics", self.diagnostics),
+        ):
+            self.own.create_subscription(kind, topic, self._hear(heard), 50)
+        self.foreground = Foreground(self.own)
+        self.policy = RemoteNode(self.foreground, "policy_node")
+
+    def _hear(self, heard):
+        def hear(message):
+            heard.append(message)
+            self.foreground.notify()
+
+        return hear
+
+    def drive_to(self, state):
+        self.policy.drive_to(state, timeout_s=WAIT_S)
+
+    def set(self, **values):
+        self.policy.set_parameters(values, timeout_s=WAIT_S)
+
+    def observe(self, cameras=("front", "wrist"), velocity=0.0):
+        """Publish one observation of now."""
+        stamp = to_stamp(self.own.get_clock().now().nanoseconds)
+        message = JointState(name=list(ROBOT.path_joints), position=[*START, 0.0])
+        message.velocity, message.effort = [velocity] * 7, [0.0] * 7
+        message.header.stamp = stamp
+        self.joints.publish(message)
+        for name in cameras:
+            frame = CompressedImage(format="jpeg", data=array("B", self.frames[name]))
+            frame.header.stamp = stamp
+            self.cameras[name].publish(frame)
+
+    def until(self, condition, what):
+        return self.foreground.until(lambda: condition() or None, timeout_s=WAIT_S, what=what)
+
+    def observe_until(self, condition, what, **observation):
+        """Observe at 20 Hz until a condition holds."""
+
+        def observed():
+            self.observe(**observation)
+            return condition()
+
+        return self.until(observed, what)
+
+    def status(self, level, part):
+        """A diagnostic status of this level that says ``part``."""
+        for message in self.diagnostics:
+            for status in message.status:
+                if status.level == level and part in status.message:
+                    return {v.key: v.value for v in status.values}
+        return None
+
+
+@contextmanager
+def running(context, **parameters):
+    """A policy node in an executor of its own, and an arm that talks to it."""
+    overrides = [Parameter(k, value=v) for k, v in {**PATIENT, **parameters}.items()]
+    node = PolicyNode(context=context, use_global_arguments=False, parameter_overrides=overrides)
+    executor = MultiThreadedExecutor(num_threads=3, context=context)
+    executor.add_node(node)
+
+    def spin():
+        with suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    arm = Arm(context, node)
+    try:
+        with arm.foreground:
+            yield arm
+    finally:
+        executor.shutdown()
+        thread.join(WAIT_S)
+        node.destroy_node()
+        arm.own.destroy_node()
+
+
+def test_nothing_moves_before_activation_and_the_arm_rests_after_deactivation(context):
+    with running(context, steering="qgf") as arm:
+        arm.drive_to("inactive")
+        for _ in range(20):
+            arm.observe()
+        arm.until(lambda: arm.status(DiagnosticStatus.OK, "inactive"), "a report")
+        assert arm.trajectories == []
+        assert arm.records == []
+
+        arm.drive_to("active")
+        arm.observe_until(lambda: len(arm.records) >= 2, "two decisions")
+        paths = [from_trajectory(m) for m in arm.trajectories]
+        for path, joints, _ in paths:
+            assert joints == ROBOT.path_joints
+            np.testing.assert_allclose(path.positions[0, :6], START, atol=0.3)
+
+        arm.drive_to("inactive")
+        count = len(arm.trajectories)
+        for _ in range(20):
+            arm.observe()
+        hold, _, stamp_ns = from_trajectory(arm.trajectories[-1])
+        assert stamp_ns > paths[-1][2]
+        assert np.all(hold.velocities[-1] == 0.0)
+        arm.drive_to("unconfigured")
+        assert len(arm.trajectories) - count <= 1
+
+
+def test_a_record_tells_the_whole_decision(context):
+    with running(context, steering="qgf", seed=3) as arm:
+        arm.drive_to("active")
+        arm.observe_until(lambda: arm.records, "a decision")
+        record = DecisionRecord.decode(from_bytes(arm.records[0]))
+        path, _, stamp_ns = from_trajectory(arm.trajectories[0])
+        assert record.meta["mode"] == "qgf"
+        assert record.meta["effective_ns"] == stamp_ns
+        assert record.meta["stamp_ns"] <= record.meta["published_ns"] <= stamp_ns
+        assert record.meta["latency_ms"] >= 0.0
+        assert record.meta["delta_q"] is not None
+        assert set(record.meta["image_stamps_ns"]) == {"front", "wrist"}
+        assert record.meta["hashes"]["robot"] == ROBOT.hash
+        np.testing.assert_allclose(record.tensors["path_positions"], path.positions)
+        arm.until(lambda: arm.status(DiagnosticStatus.OK, "active, "), "a report of chunks")
+        found = arm.status(DiagnosticStatus.OK, "active, ")
+        assert {"ratio_mean", "cosine_mean", "delta_q_mean", "latency_ms_p50"} <= set(found)
+
+
+def test_the_same_seed_makes_the_same_noise_in_every_activation(context):
+    with running(context, seed=5) as arm:
+        noises = []
+        for _ in range(2):
+            arm.records.clear()
+            arm.drive_to("active")
+            arm.observe_until(lambda: arm.records, "a decision")
+            record = DecisionRecord.decode(from_bytes(arm.records[0]))
+            assert record.meta["chunk_index"] == 0
+            noises.append(record.tensors["noise"])
+            arm.drive_to("inactive")
+        np.testing.assert_array_equal(*noises)
+
+
+def test_when_a_camera_stops_the_arm_is_held_and_the_reason_is_told(context):
+    with running(context, max_age_s=1.0) as arm:
+        arm.drive_to("active")
+        arm.observe_until(lambda: arm.trajectories, "a trajectory")
+        told = arm.observe_until(
+            lambda: (
+                arm.status(DiagnosticStatus.STALE, "of all cameras must be taken within")
+                or arm.status(DiagnosticStatus.STALE, "camera frame must be at most")
+            ),
+            "the reason",
+            cameras=("front",),
+        )
+        assert int(told["holds"]) == 1
+        arm.until(lambda: len(arm.trajectories) >= 2, "the hold")
+        hold = from_trajectory(arm.trajectories[-1])[0]
+        assert len(hold.times_s) == 2  # a deceleration, no chunk
+        arm.records.clear()
+        arm.observe_until(lambda: arm.records, "a decision after the camera is back")
+
+
+def test_joint_states_that_are_not_finite_are_refused_with_the_reason(context):
+    with running(context, max_age_s=1.0) as arm:
+        arm.drive_to("active")
+        told = arm.observe_until(
+            lambda: arm.status(DiagnosticStatus.STALE, "joint states must have arrived"),
+            "the reason",
+            velocity=float("nan"),
+        )
+        assert "RobotState.velocity must be finite" in told["last_refusal"]
+        assert arm.trajectories == []
+
+
+def test_a_critic_is_swapped_live_and_a_bad_one_changes_nothing(context):
+    with running(context, steering="qgf", critic="checkpoints/critic_goal1") as arm:
+        arm.drive_to("active")
+        arm.observe_until(lambda: arm.records, "a decision")
+        first = DecisionRecord.decode(from_bytes(arm.records[-1])).meta["hashes"]["critic"]
+        with pytest.raises(ConfigError, match="'nowhere' must exist"):
+            arm.set(critic="nowhere")
+        with pytest.raises(ConfigError, match="must be a critic checkpoint"):
+            arm.set(critic="checkpoints/policy")
+        assert arm.node.get_parameter("critic").value == "checkpoints/critic_goal1"
+        arm.records.clear()
+        arm.observe_until(lambda: arm.records, "a decision after the refusals")
+        kept = DecisionRecord.decode(from_bytes(arm.records[-1])).meta["hashes"]["critic"]
+        assert kept == first
+        arm.set(critic="checkpoints/critic_goal2", guidance_weight=0.02)
+        arm.observe_until(
+            lambda: (
+                DecisionRecord.decode(from_bytes(arm.records[-1])).meta["hashes"]["critic"]
+                != first
+            ),
+            "a decision by the new critic",
+        )
+        assert (
+            DecisionRecord.decode(from_bytes(arm.records[-1])).meta["steering"]["weight"] == 0.02
+        )
+
+
+def test_parameters_that_do_not_go_together_are_refused(context):
+    with running(context, critic="") as arm:
+        arm.drive_to("inactive")
+        with pytest.raises(ConfigError, match="steering mode 'qgf' needs a critic"):
+            arm.set(steering="qgf")
+        with pytest.raises(ConfigError, match=r"'guidance_weight' must be in \[0, 10\]: got -1.0"):
+            arm.set(guidance_weight=-1.0)
+        with pytest.raises(ConfigError, match="'execute_steps' must be at most 5"):
+            arm.set(execute_steps=6)
+        with pytest.raises(ConfigError, match=r"parameters \['policy'\] must be set while the"):
+            arm.set(policy="checkpoints/policy")
+        arm.set(steering="qgf", critic="checkpoints/critic_goal1")
+        arm.drive_to("unconfigured")
+        arm.set(policy="checkpoints/policy")
+
+
+def test_a_file_that_is_missing_leaves_the_node_unconfigured_until_it_is_there(context):
+    with running(context, encoder="nowhere") as arm:
+        with pytest.raises(ConfigError, match="must configure: it failed"):
+            arm.drive_to("inactive")
+        arm.set(encoder="checkpoints/encoder")
+        arm.drive_to("inactive")
+
+
+def test_a_robot_with_other_cameras_is_refused(context, tmp_path):
+    content = yaml.safe_load(resources.find("robot_ur5e_sim.yaml").read_text())
+    content["cameras"]["front"]["width"] = 100
+    path = tmp_path / "robot.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with running(context, robot=str(path)) as arm, pytest.raises(ConfigError, match="failed"):
+        arm.drive_to("inactive")
+
+
+def test_a_value_out_of_bounds_at_start_is_refused(context):
+    with pytest.raises(ConfigError, match="'denoising_steps' must be in"):
+        PolicyNode(
+            context=context,
+            use_global_arguments=False,
+            parameter_overrides=[Parameter("denoising_steps", value=0)],
+        )
+
+
+def test_chunks_go_on_while_a_critic_is_loaded(context, monkeypatch):
+    from qsteer_ros.nodes import policy_parts
+
+    load = policy_parts.Critic.load
+    with running(context, steering="off", execute_steps=1) as arm:
+        arm.drive_to("active")
+        arm.observe_until(lambda: arm.records, "a decision")
+        loading, go_on = threading.Event(), threading.Event()
+
+        def slowly(*args, **kwargs):
+            loading.set()
+            assert go_on.wait(WAIT_S)
+            return load(*args, **kwargs)
+
+        monkeypatch.setattr(policy_parts.Critic, "load", slowly)
+        setting = threading.Thread(target=arm.set, kwargs={"critic": "checkpoints/critic_goal3"})
+        setting.start()
+        assert loading.wait(WAIT_S)
+        arm.records.clear()
+        arm.observe_until(lambda: arm.records, "a decision while the critic is loaded")
+        go_on.set()
+        setting.join(WAIT_S)
+        assert arm.node.get_parameter("critic").value == "checkpoints/critic_goal3"
+
+
+def test_stamps_count_on_the_nodes_clock(context):
+    with running(context) as arm:
+        arm.drive_to("active")
+        before_ns = time.time_ns()
+        arm.observe_until(lambda: arm.trajectories, "a trajectory")
+        assert abs(from_stamp(arm.trajectories[0].header.stamp) - before_ns) < WAIT_S * 1e9
