@@ -69,6 +69,7 @@ setup(
     entry_points={
         "console_scripts": [
             "qsteer = qsteer_ros.cli:main",
+            "autostart_node = qsteer_ros.nodes.autostart_node:main",
             "policy_node = qsteer_ros.nodes.policy_node:main",
             "logger_node = qsteer_ros.nodes.logger_node:main",
             "sim_node = qsteer_ros.nodes.sim_node:main",
