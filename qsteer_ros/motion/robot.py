@@ -25,23 +25,10 @@ from qsteer_ros.types import Array
 Transport = Literal["raw", "compressed"]
 ActionMeaning = Literal["end_effector_delta", "joint_position"]
 
-_KEYS = frozenset(
-    {
-        "name",
-        "joints",
-        "urdf",
-        "tool_frame",
-        "gripper",
-        "cameras",
-        "joint_states_topic",
-        "controller",
-        "control_dt_s",
-        "action",
-        "workspace",
-        "limits",
-        "servo",
-    }
-)
+_KEYS = frozenset({
+    "name", "joints", "urdf", "tool_frame", "gripper", "cameras", "joint_states_topic",
+    "controller", "control_dt_s", "action", "workspace", "limits", "servo",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

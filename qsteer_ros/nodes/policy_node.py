@@ -24,8 +24,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import rclpy
@@ -35,33 +34,21 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
-from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.lifecycle import (
-    LifecycleNode,
-    LifecyclePublisher,
-    LifecycleState,
-    TransitionCallbackReturn,
-)
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CompressedImage, JointState
-from sensor_msgs.msg import Image as ImageMessage
-from std_msgs.msg import UInt8MultiArray
-from trajectory_msgs.msg import JointTrajectory
 
 from qsteer_ros.errors import ConfigError, DataError, QsteerError
 from qsteer_ros.nodes import messages, policy_parts
 from qsteer_ros.nodes.observations import ObservationAssembler
 from qsteer_ros.nodes.parameters import changed, declare
-from qsteer_ros.nodes.policy_loop import Outlets, PolicyLoop
+from qsteer_ros.nodes.policy_loop import PolicyLoop
 from qsteer_ros.nodes.policy_parameters import AT_CONFIGURE, PolicyParameters
 from qsteer_ros.nodes.policy_parts import Parts
 from qsteer_ros.nodes.policy_report import PolicyReport
+from qsteer_ros.nodes.policy_topics import PolicyTopics
 
 WATCH_PERIOD_S = 0.05
-#: Half a second of joint states, so that none is missing at a frame when the machine is busy.
-JOINTS_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 Transition = TransitionCallbackReturn
 
 
@@ -79,7 +66,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._parts: Parts | None = None
         self._loop: PolicyLoop | None = None
         self._judged: tuple[PolicyParameters, Parts | None] | None = None
-        self._open: list[Callable[[], object]] = []  # what clean up has to undo
+        self._topics: PolicyTopics | None = None
         self.add_on_set_parameters_callback(self._judge)
         self.add_post_set_parameters_callback(self._accept)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -145,68 +132,23 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._disconnect()
         super().destroy_node()
 
-    # Connections.
-
     def _connect(self, parts: Parts) -> None:
-        robot = parts.robot
-        assembler = ObservationAssembler(
-            parts.sizes, self._settings.age_limits(), messages.to_image
+        settings = self._settings
+        topics = PolicyTopics(self, parts)
+        assembler = ObservationAssembler(parts.sizes, settings.age_limits(), messages.to_image)
+        loop = PolicyLoop(
+            parts, settings, assembler, self._now_ns, topics.outlets(self._warn), self._report
         )
-        command = self.create_lifecycle_publisher(
-            JointTrajectory, robot.command_topic, QoSProfile(depth=1)
-        )
-        decision = self.create_lifecycle_publisher(UInt8MultiArray, "~/decision", 10)
-        outlets = Outlets(
-            path=lambda path, stamp_ns: self._send(
-                command, messages.to_trajectory(path, robot.path_joints, stamp_ns)
-            ),
-            record=lambda record: self._send(decision, messages.to_bytes(record.encode())),
-            warn=self._warn,
-        )
-        self._loop = PolicyLoop(
-            parts, self._settings, assembler, self._now_ns, outlets, self._report
-        )
-        sensors = MutuallyExclusiveCallbackGroup()
-        subscriptions = [
-            self.create_subscription(
-                CompressedImage if camera.transport == "compressed" else ImageMessage,
-                camera.subscribed_topic,
-                partial(self._on_frame, self._loop, assembler, name),
-                qos_profile_sensor_data,
-                callback_group=sensors,
-            )
-            for name, camera in robot.cameras.items()
-            if name in parts.sizes
-        ]
-        joints = self.create_subscription(
-            JointState,
-            robot.joint_states_topic,
-            partial(self._on_joints, self._loop, assembler, parts),
-            JOINTS_QOS,
-            callback_group=sensors,
-        )
-        self._open = [
-            partial(self.destroy_lifecycle_publisher, command),
-            partial(self.destroy_lifecycle_publisher, decision),
-            *(partial(self.destroy_subscription, s) for s in (*subscriptions, joints)),
-        ]
+        topics.listen(assembler, loop.notify, self._refuse_joints)
+        self._loop, self._topics = loop, topics
 
     def _disconnect(self) -> None:
         if self._loop is not None:
             self._loop.deactivate()
             self._loop.stop()
-        for undo in self._open:
-            undo()
-        self._open = []
-        self._loop = self._parts = None
-
-    def _send(self, publisher: LifecyclePublisher, message: Any) -> None:
-        """Publish, unless the program is being shut down from outside."""
-        try:
-            publisher.publish(message)
-        except rclpy_implementation.RCLError:
-            if self.context.ok():
-                raise
+        if self._topics is not None:
+            self._topics.close()
+        self._loop = self._topics = self._parts = None
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
@@ -216,30 +158,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     # Callbacks.
 
-    def _on_frame(
-        self,
-        loop: PolicyLoop,
-        assembler: ObservationAssembler,
-        camera: str,
-        message: ImageMessage | CompressedImage,
-    ) -> None:
-        assembler.add_frame(camera, messages.from_stamp(message.header.stamp), message)
-        loop.notify()
-
-    def _on_joints(
-        self,
-        loop: PolicyLoop,
-        assembler: ObservationAssembler,
-        parts: Parts,
-        message: JointState,
-    ) -> None:
-        try:
-            assembler.add_joints(messages.to_robot_state(message, parts.robot))
-        except DataError as error:
-            self._report.refused("joint_states", str(error))
-            self._warn(str(error))
-            return
-        loop.notify()
+    def _refuse_joints(self, error: DataError) -> None:
+        self._report.refused("joint_states", str(error))
+        self._warn(str(error))
 
     def _on_watch(self) -> None:
         loop = self._loop
