@@ -113,6 +113,14 @@ def test_the_last_joints_are_taken_when_the_next_have_not_come():
     assert robot.stamp_ns == 300 * MS
 
 
+def test_the_first_joints_are_taken_when_none_came_before():
+    made = ObservationAssembler(SIZES, LIMITS, decode=lambda frame: frame)
+    for camera in SIZES:
+        made.add_frame(camera, 100 * MS, picture(camera))
+    made.add_joints(joints(110))
+    assert made.assemble(120 * MS).robot.stamp_ns == 110 * MS
+
+
 def test_frames_wait_for_the_joints():
     made = assembler(front=[250, 350], wrist=[250, 350])
     assert made.newest_stamp_ns() is None
@@ -126,7 +134,7 @@ def test_a_gap_in_the_joints_at_the_frames_is_refused():
         made.add_frame(camera, 100 * MS, picture(camera))
     made.add_joints(joints(60))
     made.add_joints(joints(140))
-    with pytest.raises(StaleObservation, match=r"within 25 ms before .* nearest is 40 ms away"):
+    with pytest.raises(StaleObservation, match=r"within 25 ms of the .* nearest is 40 ms away"):
         made.assemble(150 * MS)
 
 

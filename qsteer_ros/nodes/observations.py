@@ -2,8 +2,8 @@
 
 Frames and joint measurements arrive in any order and at different rates. A set is complete when
 every camera has a frame within the allowed skew of the set's newest one; that one's stamp is the
-observation's. The joints are interpolated to it, or the last measurement is taken when the next
-has not arrived yet. Nothing is filled in, and whatever may not be acted on is refused with the
+observation's. The joints are interpolated to it, or the nearest measurement is taken where there
+is one on one side only. Nothing is filled in, and whatever may not be acted on is refused with the
 reason.
 """
 
@@ -198,17 +198,19 @@ class ObservationAssembler:
         return stamp_ns
 
     def _joints_at(self, stamp_ns: int) -> RobotState:
-        """Measurement interpolated to a stamp, or the last one before it."""
+        """Measurement interpolated to a stamp, or the nearest one."""
         near = [s for s in self._joints if abs(s.stamp_ns - stamp_ns) <= self.limits.skew_ns]
-        before = [s for s in near if s.stamp_ns <= stamp_ns]
-        after = [s for s in near if s.stamp_ns > stamp_ns]
-        if not before:
+        if not near:
             gap_ns = min(abs(s.stamp_ns - stamp_ns) for s in self._joints)
             raise StaleObservation(
                 "joint states must be measured within "
-                f"{self.limits.skew_ns / 1e6:.0f} ms before the camera frames: the nearest is "
+                f"{self.limits.skew_ns / 1e6:.0f} ms of the camera frames: the nearest is "
                 f"{gap_ns / 1e6:.0f} ms away. Check the rate and the clock of the driver."
             )
+        before = [s for s in near if s.stamp_ns <= stamp_ns]
+        after = [s for s in near if s.stamp_ns > stamp_ns]
+        if not before:
+            return after[0]
         if before[-1].stamp_ns == stamp_ns or not after:
             return before[-1]
         return _between(before[-1], after[0], stamp_ns)
