@@ -42,7 +42,7 @@ def test_a_record_comes_back_equal_bit_for_bit():
 
 def test_every_flipped_bit_of_the_blob_is_found():
     blob = record().encode()
-    for position in range(0, len(blob), 7):
+    for position in range(len(blob)):
         damaged = bytearray(blob)
         damaged[position] ^= 1 << (position % 8)
         try:
@@ -50,6 +50,17 @@ def test_every_flipped_bit_of_the_blob_is_found():
         except DataError:
             continue
         assert back.encode() == blob, f"byte {position}"
+
+
+def test_a_tensor_declared_as_another_type_or_shape_of_the_same_size_is_found():
+    blob = record().encode()
+    old, new = b'"dtype":"F64","shape":[10]', b'"dtype":"I64","shape":[10]'
+    assert old in blob
+    with pytest.raises(DataError, match="checksum does not match"):
+        DecisionRecord.decode(blob.replace(old, new))
+    whole = DecisionRecord({**record().tensors, "flat": np.zeros((2, 3))}, record().meta).encode()
+    with pytest.raises(DataError, match="checksum does not match"):
+        DecisionRecord.decode(whole.replace(b'"shape":[2,3]', b'"shape":[3,2]'))
 
 
 def test_a_truncated_blob_is_refused_at_every_length():

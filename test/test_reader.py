@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mcap.reader import make_reader
 from synthetic_store import (
     DT_NS,
     GRIPPER,
@@ -48,6 +49,19 @@ def test_joints_are_found_by_name_in_the_order_asked_for(tmp_path):
     assert np.array_equal(track.stamp_ns, START_NS + np.arange(20) * DT_NS)
     with pytest.raises(DataError, match=r"must have the joints \['wrist'\]"):
         EpisodeReader(tmp_path / "e0").joints(("wrist",))
+
+
+def test_a_changed_byte_anywhere_before_the_summary_is_noticed_while_reading(tmp_path):
+    folder = write_episode(tmp_path, messages=list(traffic(4)))
+    path = folder / "e0_0.mcap"
+    whole = path.read_bytes()
+    with path.open("rb") as file:
+        last = make_reader(file).get_summary().chunk_indexes[-1]
+    index_start = last.chunk_start_offset + last.chunk_length
+    for position in range(8, index_start + last.message_index_length, 31):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        with pytest.raises(DataError, match="must be a whole bag"):
+            list(EpisodeReader(folder).messages())
 
 
 def test_decisions_events_and_numbers_come_back(tmp_path):

@@ -83,6 +83,10 @@ def test_what_does_not_fit_is_dropped_counted_and_told(recorder, monkeypatch):
     wait_for(recorder.finished, "the episode is closed")
     assert Episode.load(folder).topic("task").dropped == 3
     assert Episode.load(folder).topic("task").messages == 3
+    folder = recorder.start(episode("b"), TOPICS)
+    recorder.close("failure", label_source="sim", end_ns=START_NS)
+    wait_for(recorder.finished, "the next episode is closed")
+    assert Episode.load(folder).topic("task").dropped == 0
 
 
 def test_a_broken_message_is_one_drop_and_the_recording_goes_on(recorder):

@@ -77,6 +77,24 @@ def test_steps_that_no_chunk_covers_are_at_rest_and_no_window_holds_them(tmp_pat
     assert windows.start.tolist() == [0, 1, 2, 3, 4, 5, 12]
 
 
+def test_a_shorter_chunk_cuts_off_the_rest_of_the_one_before(tmp_path):
+    sent = without(list(traffic(8)), "/policy_node")
+    for first, length in ((0, 6), (2, 3)):
+        stamp = START_NS + first * DT_NS
+        blob = decision(stamp, np.full((length, 5), 0.1 * length, np.float32))
+        sent.append(Sent("/policy_node/decision", blob, stamp))
+    steps = steps_of(tmp_path, sent)
+    assert steps.action[:, 0] == pytest.approx([0.6, 0.6, 0.3, 0.3, 0.3, 0.0, 0.0, 0.0])
+    assert steps.acting.tolist() == [True] * 5 + [False] * 3
+
+
+def test_a_step_without_a_joint_measurement_near_it_is_not_complete(tmp_path):
+    sent = list(traffic(12))
+    states = [m for m in sent if m.topic == "/joint_states"]
+    steps = steps_of(tmp_path, [m for m in sent if m not in states[4:6]])
+    assert np.flatnonzero(~steps.complete).tolist() == [4, 5]
+
+
 def test_a_chunk_that_was_over_before_it_took_effect_was_not_executed(tmp_path):
     sent = list(traffic(10))
     stamp = START_NS + 3 * DT_NS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 from mcap.exceptions import McapError
-from mcap.records import Channel, Chunk, Footer, McapRecord, Message, Schema
+from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
 
 from qsteer_ros.errors import DataError
@@ -64,8 +64,11 @@ class BagScan:
         self._schemas: dict[int, Schema] = {}
 
     def messages(self) -> Iterator[LoggedMessage]:
-        """Give out every message that is certainly whole, in file order."""
-        footer = False
+        """Give out every message that is certainly whole, in file order.
+
+        The reader goes on until the footer and raises when there is none, so that a pass without
+        damage is a complete one.
+        """
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
             reader = StreamReader(
@@ -75,13 +78,12 @@ class BagScan:
                 for record in reader.records:
                     yield from self._contents(record)
                     self.good_bytes = file.tell()
-                    footer = footer or isinstance(record, Footer)
             except _DAMAGE as error:
                 self.damage.append(
                     f"the file ends early or is damaged after byte {self.good_bytes} of {size} "
                     f"({type(error).__name__}: {error})".replace(": )", ")")
                 )
-        self.complete = footer and not self.damage
+        self.complete = not self.damage
 
     def _contents(self, record: McapRecord) -> Iterator[LoggedMessage]:
         if not isinstance(record, Chunk):
