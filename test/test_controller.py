@@ -60,6 +60,17 @@ def test_without_latency_the_path_passes_every_decoded_point():
         np.testing.assert_allclose(sample(path, (k + 1) * DT)[0], point, atol=1e-9)
 
 
+@pytest.mark.parametrize("latency_ms", [0, 60])
+def test_the_gripper_is_commanded_at_the_time_of_its_action(latency_ms):
+    control = controller()
+    commands = chunk()
+    commands[:, 4] = [0.1, 0.2, -0.1, 0.3, 0.0]
+    path = control.plan(commands, measured(), 0, latency_ms * MS)
+    for k, point in enumerate(control.report.points[2:], start=3):
+        assert sample(path, k * DT - latency_ms * MS)[0][-1] == pytest.approx(point[-1], abs=1e-6)
+    assert path.positions[-1, -1] == pytest.approx(control.report.points[-1, -1])
+
+
 def test_the_first_path_starts_at_the_measured_state():
     path = controller().plan(chunk(dx=1.0), measured(gripper=0.25), 7 * MS, 30 * MS)
     np.testing.assert_allclose(path.positions[0], [*START, 0.25 * 0.8])

@@ -132,8 +132,11 @@ def test_observations_from_before_the_activation_are_not_answered(bench):
     one = bench()
     one.observe(990)
     one.now_ns = 1000 * MS
+    considered, look = [], one.assembler.newest_stamp_ns
+    one.assembler.newest_stamp_ns = lambda: considered.append(look()) or considered[-1]
     one.loop.activate()
     one.loop.notify()
+    one.until(lambda: 990 * MS in considered, "a look at what is there")
     one.observe(1000)
     one.answered(1)
     assert [stamp for stamp, _ in one.steered.asked] == [1000 * MS]
