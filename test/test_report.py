@@ -19,17 +19,19 @@ from qsteer_ros.replay.sessions import STORE, Result, Session
 ARMS = ("off", "qgf")
 
 
-def write_session(folder: Path, *, goals: tuple[int, ...] = (1,), arms: tuple[str, ...] = ARMS):
-    """A session in which qgf always wins and the others never do."""
+def write_session(
+    folder: Path, *, goals: tuple[int, ...] = (1,), into_existing: bool = False
+) -> Session:
+    """A session in which qgf always wins and off never does."""
     session = Session(
-        arms,
+        ARMS,
         goals,
         episodes=2,
         seed=3,
         settings={"qgf": {"guidance_weight": 0.03}},
         provenance={"package": "0.1.0", "hashes": {"policy": "p" * 8}},
     )
-    (folder / STORE).mkdir(parents=True)
+    (folder / STORE).mkdir(parents=True, exist_ok=into_existing)
     for trial in session.schedule():
         won = trial.arm == "qgf"
         messages = list(traffic(20, success_at=15 if won else None))
