@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 if find_spec("mujoco") is None or find_spec("ogbench") is None:
     pytest.skip("needs the simulator's packages", allow_module_level=True)
@@ -136,3 +137,9 @@ def test_options_become_settings() -> None:
         from_options({**options, "goals": "one"})
     with pytest.raises(ConfigError, match="'episodes' must be at least 1: got 0"):
         EvaluationSettings(episodes=0)
+
+
+def test_a_session_and_an_evaluation_steer_with_the_same_weights() -> None:
+    text = resources.find("session.yaml").read_text()
+    parameters = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert {mode: parameters[f"{mode}_weight"] for mode in DEFAULT_WEIGHTS} == DEFAULT_WEIGHTS

@@ -20,7 +20,7 @@ from qsteer_ros.evaluation.statistics import wilson_interval
 from qsteer_ros.replay.arms import arm_parameters
 from qsteer_ros.steering.settings import SteeringSettings
 
-DEFAULT_WEIGHTS = {"zero": 0.05, "random_matched": 0.05, "qgf": 0.05, "qpilots_u": 0.1}
+DEFAULT_WEIGHTS = {"zero": 0.04, "random_matched": 0.04, "qgf": 0.04, "qpilots_u": 0.15}
 """Weight of each mode when an arm names none, found on the shipped checkpoints."""
 
 

@@ -65,11 +65,11 @@ class SessionParameters:
     wall_factor: float = param(
         20.0, "Time limit of an episode in multiples of 'timeout_s'.", bounds=(1.0, 1000.0)
     )
-    qgf_weight: float = param(0.03, "Guidance weight of arm qgf.", bounds=(0.0, 100.0))
-    qpilots_u_weight: float = param(0.1, "Guidance weight of qpilots_u.", bounds=(0.0, 100.0))
-    zero_weight: float = param(0.03, "Guidance weight of arm zero.", bounds=(0.0, 100.0))
+    qgf_weight: float = param(0.04, "Guidance weight of arm qgf.", bounds=(0.0, 100.0))
+    qpilots_u_weight: float = param(0.15, "Guidance weight of qpilots_u.", bounds=(0.0, 100.0))
+    zero_weight: float = param(0.04, "Guidance weight of arm zero.", bounds=(0.0, 100.0))
     random_matched_weight: float = param(
-        0.03, "Guidance weight of random_matched.", bounds=(0.0, 100.0)
+        0.04, "Guidance weight of random_matched.", bounds=(0.0, 100.0)
     )
     num_samples: int = param(16, "Candidates of arm best_of_n.", bounds=(1, 4096))
     critics: tuple[str, ...] = param(
