@@ -65,7 +65,7 @@ class LoggerStreams:
         self._streams = _wanted(node, robot, decision_topic, camera_period_ns)
         self._subscriptions: dict[str, Subscription] = {}
         self._to_relax: dict[str, QoSPolicyKind] = {}
-        self._alone: set[str] = set()
+        self._alone: dict[str, bool] = {}
 
     def open(self) -> None:
         """Subscribe to all."""
@@ -75,11 +75,9 @@ class LoggerStreams:
     def offered(self) -> list[Topic]:
         """The topics with the quality of service that their publishers offer now."""
         topics = []
-        self._alone.clear()
         for name, stream in self._streams.items():
             publishers = self._node.get_publishers_info_by_topic(name)
-            if len(publishers) == 1:
-                self._alone.add(name)
+            self._alone[name] = len(publishers) == 1
             profile = publishers[0].qos_profile if publishers else stream.qos
             topics.append(replace(stream.topic, qos=_qos(profile, stream.qos)))
         return topics
@@ -96,7 +94,9 @@ class LoggerStreams:
 
         def on_message(data: bytes, information: Mapping[str, int | None]) -> None:
             sequence = information.get("publication_sequence_number")
-            known = counted and name in self._alone
+            if name not in self._alone:  # the last message before an episode belongs to it too
+                self._alone[name] = self._node.count_publishers(name) == 1
+            known = counted and self._alone[name]
             published_ns = information.get("source_timestamp") or None
             self._on_message(stream.topic, data, published_ns, sequence if known else None)
 

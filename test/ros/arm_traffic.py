@@ -186,9 +186,9 @@ class ArmTraffic(Node):
 
 
 class LoggerProcess:
-    """``logger_node`` as a process."""
+    """``logger_node`` as a process in the domain of a context."""
 
-    def __init__(self, store: Path, **parameters: object) -> None:
+    def __init__(self, context, store: Path, **parameters: object) -> None:
         settings = {"directory": store, **parameters}
         arguments = [f"-p{name}:={value}" for name, value in settings.items()]
         arguments = [part for a in arguments for part in ("-p", a.removeprefix("-p"))]
@@ -198,7 +198,7 @@ class LoggerProcess:
             [sys.executable, "-m", "qsteer_ros.nodes.logger_node", "--ros-args", *arguments],
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env=os.environ,
+            env={**os.environ, "ROS_DOMAIN_ID": str(context.get_domain_id())},
         )
 
     def signal(self, number: signal.Signals) -> int:

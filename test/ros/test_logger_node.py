@@ -22,12 +22,12 @@ pytestmark = pytest.mark.ros
 
 
 @pytest.fixture
-def logger(tmp_path):
+def logger(context, tmp_path):
     """Starts logger nodes on a store and ends those that are left."""
     running = []
 
     def start(**parameters) -> LoggerProcess:
-        running.append(LoggerProcess(tmp_path / "store", **parameters))
+        running.append(LoggerProcess(context, tmp_path / "store", **parameters))
         return running[-1]
 
     yield start
@@ -85,6 +85,20 @@ def test_an_episode_over_dds_holds_every_message_published_between_start_and_end
         assert sum(t.lost + t.dropped + (t.missing or 0) for t in info.topics) == 0
         assert verify_episode(folder).state == "ok"
     assert process.signal(signal.SIGINT) == 0
+
+
+def test_messages_from_just_before_the_start_belong_to_it_and_are_no_loss(logger, arm):
+    logger()
+    arm.until_connected()
+    arm.run(0.2)
+    last_ns = arm.stamps["/front/image_raw/compressed"][-1]
+    folder = arm.start("running")
+    arm.run(0.2)
+    arm.end("running")
+    info = Episode.load(folder)
+    assert [t.lost for t in info.topics] == [0] * len(info.topics)
+    frames = list(EpisodeReader(folder).frame_messages("front"))
+    assert frames[0] == last_ns or frames[0] - last_ns > 100_000_000
 
 
 def test_a_killed_logger_loses_at_most_the_last_second(logger, arm, tmp_path):
