@@ -11,12 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from qsteer_ros import checkpoints
+from qsteer_ros.cli import main, parser
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.learning.play import Play, load_play, window_starts, windows, yaw_of
-from qsteer_ros.learning.settings import CriticSettings, PolicySettings, checked
+from qsteer_ros.learning.servo import fit_servo_of_play, robot_file_lines
+from qsteer_ros.learning.settings import (
+    PROGRAMS,
+    CriticSettings,
+    PolicySettings,
+    checked,
+    given,
+)
 from qsteer_ros.learning.train_bc import STD_FLOOR, noisy_cube, statistics, train_policy
 from qsteer_ros.learning.train_critic import train_critic
 from qsteer_ros.learning.trainer import STATE, warmup_cosine
@@ -318,3 +327,53 @@ def test_metrics_in_a_checkpoint_are_plain_numbers(tmp_path: Path) -> None:
     train_critic(transitions(), tmp_path / "c", CriticSettings(steps=3, hidden=16, batch=8))
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert all(isinstance(v, float) for v in config["training"]["metrics"].values())
+
+
+# From the command line
+
+
+def test_the_command_line_trains_and_is_written_into_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_play(tmp_path / "data"), tmp_path / "policy"
+    words = ["train", "bc", "--data", str(data), "--out", str(out)]
+    words += ["--steps", "3", "--hidden", "16", "--batch", "8"]
+    monkeypatch.setattr("sys.argv", ["qsteer", *words])
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == str(out)
+    assert FlowPolicy.load(out).training["command"] == " ".join(["qsteer", *words])
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "critic", "--out", str(tmp_path / "c"), "--goal", "7"]) == 1
+    assert "'goal' must be in [1, 3]: got 7" in capsys.readouterr().err
+
+
+def test_every_setting_is_an_option_with_its_default() -> None:
+    for name, (kind, _) in PROGRAMS.items():
+        parsed = parser().parse_args(["train", name, "--out", "x"])
+        assert given(parsed, kind) == {}
+        assert checked(kind, given(parsed, kind)) == kind()
+
+
+def test_the_servo_lag_is_fitted_from_play_and_written_as_a_robot_file_wants_it(
+    tmp_path: Path,
+) -> None:
+    data = write_play(tmp_path / "data", steps=200)
+    tau = np.array([0.1, 0.08, 0.06, 0.05, 0.04, 0.2])
+    for path in (data / "play").glob("*.npz"):
+        with np.load(path) as episode:
+            arrays = dict(episode)
+        arrays["qpos"] = arrays["qpos"].astype(np.float64)
+        q = arrays["qpos"]
+        for row in range(len(q) - 1):
+            gap = arrays["ctrl"][row, :6] - q[row, :6]
+            q[row + 1, :6] = q[row, :6] + (1 - np.exp(-0.05 / tau)) * gap + 0.001
+        np.savez(path, **arrays)
+    servo = fit_servo_of_play(data)
+    np.testing.assert_allclose(servo.tau_s, tau, rtol=1e-4)
+    np.testing.assert_allclose(servo.bias_rad, 0.001, atol=1e-6)
+    section = yaml.safe_load(robot_file_lines(servo))["servo"]
+    np.testing.assert_allclose(section["tau_s"], tau, atol=1e-4)

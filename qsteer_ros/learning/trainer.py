@@ -183,4 +183,13 @@ def _restore(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int
                 _, _, index, entry = key.split("/")
                 state.setdefault(int(index), {})[entry] = torch.from_numpy(value.copy())
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        _lay_out_like_parameters(optimiser)
     return int(saved.config["step"])
+
+
+def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters; fused optimisers pair raw memory."""
+    for parameter, entries in optimiser.state.items():
+        for name, value in entries.items():
+            if value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter).copy_(value)
