@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 
 import numpy as np
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -144,27 +145,27 @@ class FakeLogger(Node):
 
 
 class Spinning:
-    """Spins nodes in a background thread until the block ends."""
+    """Spins each node in a background thread of its own until the block ends."""
 
     def __init__(self, context, *nodes) -> None:
         self._nodes = nodes
-        self._executor = MultiThreadedExecutor(2, context=context)
-        for node in nodes:
-            self._executor.add_node(node)
-        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._executors = [SingleThreadedExecutor(context=context) for _ in nodes]
+        self._threads = [threading.Thread(target=self._spin, args=(e,)) for e in self._executors]
+        for executor, node in zip(self._executors, nodes, strict=True):
+            executor.add_node(node)
 
-    def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except ExternalShutdownException:
-            return
+    def _spin(self, executor) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
 
     def __enter__(self):
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._executor.shutdown()
-        self._thread.join()
+        for executor, thread in zip(self._executors, self._threads, strict=True):
+            executor.shutdown()
+            thread.join()
         for node in self._nodes:
             node.destroy_node()

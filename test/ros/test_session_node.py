@@ -65,7 +65,7 @@ def test_arms_meet_the_same_states_and_the_policy_gets_their_parameters(graph):
     session = graph.runner().run()
     assert [seed for seed, _ in graph.sim.resets] == [t.seed for t in session.schedule()]
     activations = [entry for entry in graph.policy.log if entry.startswith("activate")]
-    weights = {"off": 0.0, "qgf": 0.03}
+    weights = {"off": 0.0, "qgf": SessionParameters().qgf_weight}
     assert activations == [
         f"activate {[t.arm, weights[t.arm], t.seed]}" for t in session.schedule()
     ]
