@@ -232,7 +232,8 @@ def main(args: list[str] | None = None) -> int:
     On SIGINT and SIGTERM the arm is decelerated to rest before the node goes.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore SIGINT
+        signal.signal(number, signal.default_int_handler)
     try:
         node = PolicyNode()
     except QsteerError as error:

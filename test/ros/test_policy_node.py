@@ -1,5 +1,9 @@
 """The policy node over DDS with the shipped checkpoints: lifecycle, commands, parameters."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -41,7 +45,7 @@ PATIENT = {"max_age_s": 5.0}  # the machine may be busy; what is stale is tested
 class Arm:
     """A still arm with two cameras, and what it is told."""
 
-    def __init__(self, context, node):
+    def __init__(self, context, node=None):
         self.node = node
         self.own = Node("arm", context=context, use_global_arguments=False)
         self.trajectories, self.records, self.diagnostics = [], [], []
@@ -318,6 +322,25 @@ def test_chunks_go_on_while_a_critic_is_loaded(context, monkeypatch):
         go_on.set()
         setting.join(WAIT_S)
         assert arm.node.get_parameter("critic").value == "checkpoints/critic_goal3"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_told_to_end_brings_the_arm_to_rest(context, number):
+    arm = Arm(context)
+    command = [sys.executable, "-m", "qsteer_ros.nodes.policy_node", "--ros-args"]
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(context.get_domain_id())}
+    process = subprocess.Popen([*command, "-p", "max_age_s:=5.0"], env=environment)
+    try:
+        with arm.foreground:
+            arm.drive_to("active")
+            arm.observe_until(lambda: arm.trajectories, "a trajectory")
+            process.send_signal(number)
+            assert process.wait(WAIT_S) == 0
+            arm.until(lambda: len(from_trajectory(arm.trajectories[-1])[0].times_s) == 2, "a hold")
+    finally:
+        process.kill()
+        process.wait()
+        arm.own.destroy_node()
 
 
 def test_stamps_count_on_the_nodes_clock(context):
