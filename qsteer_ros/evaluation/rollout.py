@@ -20,6 +20,7 @@ import numpy as np
 from qsteer_ros.errors import DataError, StaleObservation
 from qsteer_ros.motion.controller import ChunkController
 from qsteer_ros.motion.kinematics import Kinematics
+from qsteer_ros.policies.bookkeeping import chunk_seed
 from qsteer_ros.policies.features import proprioception, teacher_features
 from qsteer_ros.policies.steered import Decision, SteeredPolicy
 from qsteer_ros.replay.images import decode_jpeg, encode_jpeg
@@ -109,7 +110,7 @@ class Rollout:
         refused, step = 0, 0
         while step < max_steps and not world.success:
             observation = self._observe()
-            decision = self._decide(policy, observation, seed=_chunk_seed(seed, len(decisions)))
+            decision = self._decide(policy, observation, seed=chunk_seed(seed, len(decisions)))
             decisions.append(decision)
             errors_mm.append(self._cube_error_mm(decision))
             last = min(step + self._controller.execute_steps, max_steps)
@@ -194,8 +195,3 @@ def _ratio(decision: Decision) -> float | None:
     """Mean of ||guidance|| / ||velocity|| over the steps of one chunk, if there was guidance."""
     ratios = decision.record.tensors.get("step_ratio")
     return None if ratios is None or len(ratios) == 0 else float(np.mean(ratios))
-
-
-def _chunk_seed(seed: int, chunk: int) -> int:
-    """A seed for every chunk of every episode, the same for every arm: noise is matched."""
-    return int(np.random.SeedSequence((seed, chunk)).generate_state(1)[0])
