@@ -16,6 +16,7 @@ import yaml
 
 import qsteer_ros
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.graph import environment
 from qsteer_ros.graph.environment import LAST_PORTABLE_DOMAIN, additions, free_domain
 from qsteer_ros.graph.supervisor import Supervisor
 from qsteer_ros.graph.systems import SYSTEMS, Process, parse_settings, system
@@ -253,6 +254,21 @@ def test_shared_memory_holds_many_raw_images(name: str) -> None:
     assert elements["segment_size"] == str(32 * 2**20)
     assert elements["maxMessageSize"] == str(8 * 2**20)
     assert elements["useBuiltinTransports"] == "false"
+
+
+def test_without_room_in_shared_memory_messages_go_through_udp_and_the_user_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "NEEDED_SHARED_MEMORY", 2**60)
+    remark = environment.shared_memory_remark()
+    assert remark is not None
+    assert "--shm-size=1g" in remark
+    for given, name in (({}, "udp"), ({"ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}, "udp_network")):
+        file = additions(given)["FASTRTPS_DEFAULT_PROFILES_FILE"]
+        assert file.endswith(f"fastdds_{name}.xml")
+        assert "SHM" not in {e.text for e in ET.parse(file).iter()}
+    monkeypatch.setattr(environment, "NEEDED_SHARED_MEMORY", 0)
+    assert environment.shared_memory_remark() is None
 
 
 def test_what_the_user_has_set_stays() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qsteer_ros.errors import ConfigError, QsteerError
-from qsteer_ros.graph.environment import additions, free_domain
+from qsteer_ros.graph.environment import additions, free_domain, shared_memory_remark
 from qsteer_ros.graph.live_table import REDRAW_S, LiveTable
 from qsteer_ros.graph.supervisor import Command, Outcome, Supervisor, module_command
 from qsteer_ros.graph.systems import Settings, system
@@ -91,6 +91,8 @@ def demo(options: DemoOptions, *, command: Command = module_command) -> int:
     """
     folder = _new_folder(options.out)
     _say(f"session in {folder}")
+    if remark := shared_memory_remark():
+        _say(remark)
     checkpoints = CheckpointFolders()
     if options.train:
         checkpoints = train_everything(options.out / "training", seed=options.seed)

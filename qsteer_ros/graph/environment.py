@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,9 @@ from pathlib import Path
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.resources import find
 
+SHARED_MEMORY = Path("/dev/shm")
+NEEDED_SHARED_MEMORY = 256 * 2**20
+"""A segment of 32 MiB for each of seven processes, and room to spare."""
 LAST_PORTABLE_DOMAIN = 101
 """Above it the ports of a domain meet the range that Linux hands out to other programs."""
 
@@ -37,11 +41,31 @@ def additions(given: Mapping[str, str]) -> dict[str, str]:
     added = {name: value for name, value in wanted.items() if name not in given}
     if "FASTRTPS_DEFAULT_PROFILES_FILE" not in given:
         one_machine = given.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST") == "LOCALHOST"
-        profile = "fastdds_shm.xml" if one_machine else "fastdds_shm_network.xml"
+        memory = "shm" if shared_memory_remark() is None else "udp"
+        profile = f"fastdds_{memory}.xml" if one_machine else f"fastdds_{memory}_network.xml"
         added["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(find(profile))
         if one_machine:  # the middleware would add transports of its own under LOCALHOST
             added["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "SYSTEM_DEFAULT"
     return added
+
+
+def shared_memory_remark() -> str | None:
+    """What to tell the user when messages cannot go through shared memory; ``None``: they can.
+
+    A container often has 64 MiB of it. A segment that meets that limit while it is being written
+    kills its process, so the profile without shared memory is taken in time.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        free = 0
+    if free >= NEEDED_SHARED_MEMORY:
+        return None
+    return (
+        f"{SHARED_MEMORY} should have {NEEDED_SHARED_MEMORY >> 20} MiB free: it has "
+        f"{free >> 20}. Messages go through UDP; raw images above 64 kB may be lost. In a "
+        "container, start it with --shm-size=1g."
+    )
 
 
 def free_domain(*, seed: int | None = None) -> int:

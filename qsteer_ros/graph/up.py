@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qsteer_ros.graph.environment import additions
+from qsteer_ros.graph.environment import additions, shared_memory_remark
 from qsteer_ros.graph.supervisor import Command, Supervisor, module_command
 from qsteer_ros.graph.systems import parse_settings, system
 
@@ -57,6 +57,8 @@ def up(
     )
     with supervisor:
         show("up", f"{name}: {', '.join(p.name for p in processes)}; logs in {folder}")
+        if remark := shared_memory_remark():
+            show("up", remark)
         outcome = supervisor.wait()
         assert outcome is not None  # no timeout was given
         show("up", f"{outcome.reason}; stopping the others")
