@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from qsteer_ros.types import Array
 
@@ -72,8 +73,14 @@ def traces(
         panels = np.atleast_1d(figure.subplots(len(series), 1, sharex=True))
         for axes, (label, lines) in zip(panels, series.items(), strict=True):
             _trace(axes, label, lines, colour)
-        panels[0].legend(
-            frameon=False, fontsize=9, ncols=4, loc="lower left", bbox_to_anchor=(0, 1)
+        drawn = {arm for lines in series.values() for arm in lines}
+        handles = [
+            Line2D([], [], color=value, lw=1.5, label=arm)
+            for arm, value in colour.items()
+            if arm in drawn
+        ]
+        figure.legend(
+            handles=handles, frameon=False, fontsize=9, ncols=8, loc="outside upper left"
         )
         panels[-1].set_xlabel("time in the episode, s")
         return _svg(figure)
