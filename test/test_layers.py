@@ -113,7 +113,7 @@ def test_torch_stays_out_of_what_must_run_without_it(path: Path) -> None:
 
 def test_launch_files_import_only_launch_and_the_graph() -> None:
     for path in (PACKAGE.parent / "launch").glob("*.py"):
-        assert top_level(path) <= {"launch", "launch_ros", "qsteer_ros", "__future__"}, path.name
+        assert top_level(path) <= {"launch", "launch_ros", "qsteer_ros", "os"}, path.name
         assert own_rooms(path) <= {"graph", "nodes"}, path.name
 
 
