@@ -119,7 +119,7 @@ def test_launch_files_import_only_launch_and_the_graph() -> None:
 
 def import_all(modules: list[str]) -> set[str]:
     """Top-level names in ``sys.modules`` of a fresh interpreter after importing ``modules``."""
-    code = f"import sys\nimport {', '.join(modules)}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
+    code = f"import sys, {', '.join(modules)}\nprint(*{{m.split('.')[0] for m in sys.modules}})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
