@@ -3,7 +3,8 @@
 Usage: python benchmarks/render.py [--frames 200]
 
 Prints one line per camera (median, 99th percentile, CPU time of the process per picture), then
-what one simulated second of the arm costs without pictures, then the same as one JSON object. Set ``MUJOCO_GL`` or ``LP_NUM_THREADS`` to try another renderer; what is not set gets the package's
+what one simulated second of the arm costs without pictures, then the same as one JSON object. Set
+``MUJOCO_GL`` or ``LP_NUM_THREADS`` to try another renderer; what is not set gets the package's
 defaults (EGL, the calling thread alone).
 """
 

@@ -24,5 +24,5 @@ class DataError(QsteerError):
     """A file, message or checkpoint breaks its contract."""
 
 
-class StaleObservation(QsteerError):  # noqa: N818
-    """The newest observation is too old, incomplete or not finite: no action may follow from it."""
+class StaleObservation(QsteerError):
+    """The newest observation is too old, incomplete or not finite: nothing may follow from it."""
