@@ -48,6 +48,8 @@ check_python() {
     command -v "$PYTHON" >/dev/null || fail "Python 3.11 or newer must be installed: no $PYTHON."
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "Python must be 3.11 or newer: $PYTHON is $("$PYTHON" -V). Set PYTHON to another one."
+    # The interpreter itself, also when a virtual environment is active.
+    PYTHON="$("$PYTHON" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))')"
 }
 
 setup() {
