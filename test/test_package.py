@@ -101,6 +101,12 @@ def test_message_packages_that_are_imported_are_declared() -> None:
     assert used <= declared
 
 
+@pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/_setup.sh", ".ci/run"])
+def test_scripts_are_valid_shell_and_can_be_run(name: str) -> None:
+    subprocess.run(["bash", "-n", ROOT / name], check=True, timeout=10)
+    assert os.access(ROOT / name, os.X_OK) is not name.endswith(".sh")
+
+
 @pytest.mark.slow
 def test_colcon_sees_an_ament_python_package(workspace: Path) -> None:
     assert colcon(workspace, "list").stdout.split() == [
