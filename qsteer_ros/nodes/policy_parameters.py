@@ -31,7 +31,7 @@ class PolicyParameters:
     num_threads: int = param(1, "Threads of torch on the CPU.", bounds=(1, 64))
     steering: str = param("off", "How the critic steers the policy.", choices=MODES)
     guidance_weight: float = param(
-        0.05,
+        0.04,
         "Weight of the critic's gradient, (normalised action)^2 per unit of return; for qpilots_u "
         "the ratio of guidance to velocity.",
         bounds=(0.0, 10.0),
