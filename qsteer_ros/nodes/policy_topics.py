@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.duration import Duration
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -23,6 +24,8 @@ from qsteer_ros.nodes.policy_parts import Parts
 
 #: Half a second and more of joint states: none is missing at a frame when the machine is busy.
 JOINTS_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+#: How long a command that was sent last is waited for.
+ARRIVAL_TIMEOUT = Duration(seconds=1)
 #: The newest command counts.
 COMMAND_QOS = QoSProfile(depth=1)
 
@@ -100,7 +103,9 @@ class PolicyTopics:
         )
 
     def close(self) -> None:
-        """Leave every topic."""
+        """Leave every topic; a last command is given time to arrive."""
+        if self._node.context.ok():
+            self._command.wait_for_all_acked(ARRIVAL_TIMEOUT)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions = []
