@@ -33,13 +33,14 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from qsteer_ros.errors import ConfigError, DataError, QsteerError
 from qsteer_ros.nodes import messages, policy_parts
+from qsteer_ros.nodes.executors import ServiceThreadExecutor
 from qsteer_ros.nodes.observations import ObservationAssembler
 from qsteer_ros.nodes.parameters import changed, declare
 from qsteer_ros.nodes.policy_loop import PolicyLoop
@@ -240,7 +241,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"policy_node: {error}", file=sys.stderr)  # noqa: T201
         rclpy.try_shutdown()
         return 1
-    executor = MultiThreadedExecutor(num_threads=3)
+    executor = ServiceThreadExecutor()
     executor.add_node(node)
     try:
         executor.spin()

@@ -16,7 +16,7 @@ import yaml
 pytest.importorskip("rclpy")
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, JointState
@@ -27,6 +27,7 @@ from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.motion.kinematics import Kinematics, tool_down
 from qsteer_ros.motion.robot import RobotFile
+from qsteer_ros.nodes.executors import ServiceThreadExecutor
 from qsteer_ros.nodes.lifecycle import RemoteNode
 from qsteer_ros.nodes.messages import from_bytes, from_stamp, from_trajectory, to_stamp
 from qsteer_ros.nodes.policy_node import PolicyNode
@@ -118,7 +119,7 @@ def running(context, **parameters):
     """A policy node in an executor of its own, and an arm that talks to it."""
     overrides = [Parameter(k, value=v) for k, v in {**PATIENT, **parameters}.items()]
     node = PolicyNode(context=context, use_global_arguments=False, parameter_overrides=overrides)
-    executor = MultiThreadedExecutor(num_threads=3, context=context)
+    executor = ServiceThreadExecutor(context=context)
     executor.add_node(node)
 
     def spin():
