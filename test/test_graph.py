@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -37,6 +38,20 @@ SOURCES = {
     """,
     "dies": "import sys; print('no camera', flush=True); sys.exit(3)",
     "finishes": "print('all done', flush=True)",
+    "leaves a child": """
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
+        print(child.pid, flush=True)
+        sys.exit(3)
+    """,
+    "prints twice": """
+        import time
+        for line in ("first", "second"):
+            print(line, flush=True)
+        time.sleep(60)
+    """,
     "deaf": """
         import signal, time
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,6 +80,15 @@ class Lines:
     def wait_for(self, *wanted: tuple[str, str]) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: set(wanted) <= set(self.seen), WAIT_S)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be collected does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def supervise(tmp_path: Path, lines: Lines, *processes: Process) -> Supervisor:
@@ -116,6 +140,41 @@ def test_a_node_that_ignores_signals_is_killed_and_named(
     with supervise(tmp_path, lines, Process("a", "deaf"), Process("b", "waits")) as running:
         lines.wait_for(("a", "ready"), ("b", "ready"))
         assert running.stop() == ["a"]
+
+
+def test_a_child_that_a_node_left_behind_does_not_outlive_the_system(tmp_path: Path) -> None:
+    lines = Lines()
+    with supervise(tmp_path, lines, Process("a", "leaves a child")) as running:
+        assert running.wait(WAIT_S) is not None
+        child = int(lines.seen[0][1])
+        os.kill(child, 0)  # it lives
+    deadline = time.monotonic() + WAIT_S
+    while is_alive(child):
+        assert time.monotonic() < deadline
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_node(tmp_path: Path) -> None:
+    seen = Lines()
+
+    def gone(name: str, line: str) -> None:
+        seen(name, line)
+        raise BrokenPipeError
+
+    process = Process("a", "prints twice")
+    with Supervisor(
+        [process], logs=tmp_path, environment=dict(os.environ), on_line=gone, command=fake
+    ) as running:
+        seen.wait_for(("a", "first"), ("a", "second"))
+        assert running.wait(0.3) is None
+    assert (
+        "(the line above could not be shown: BrokenPipeError())"
+        in (tmp_path / "a.log").read_text()
+    )
+
+
+def test_a_signal_that_interrupts_the_wait_for_one_is_not_lost(tmp_path: Path) -> None:
+    supervisor = supervise(tmp_path, Lines())
+    assert isinstance(supervisor._ended, queue.SimpleQueue)  # the only queue with that promise
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

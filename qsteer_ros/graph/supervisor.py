@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -93,7 +94,8 @@ class Supervisor:
         self._on_line = on_line
         self._command = command
         self._running: list[_Running] = []
-        self._ended: queue.Queue[_Running | int] = queue.Queue()
+        # Its put may interrupt its own get: signal handlers use it.
+        self._ended: queue.SimpleQueue[_Running | int] = queue.SimpleQueue()
         self._previous_handlers: dict[int, signal.Handlers | int | Callable[..., object] | None]
         self._previous_handlers = {}
 
@@ -140,7 +142,10 @@ class Supervisor:
                 return outcome
 
     def stop(self) -> list[str]:
-        """Interrupt, then terminate, then kill what is left; names of those that were killed."""
+        """Interrupt, then terminate, then kill what is left; names of those that were killed.
+
+        Children that a process left behind in its group are killed last.
+        """
         signals = (
             (signal.SIGINT, INTERRUPT_TIMEOUT_S),
             (signal.SIGTERM, TERMINATE_TIMEOUT_S),
@@ -157,6 +162,7 @@ class Supervisor:
             for running in alive:
                 _wait_until(running.popen, deadline)
         for running in self._running:
+            _signal_group(running.popen, signal.SIGKILL)
             for thread in running.threads:
                 thread.join(TERMINATE_TIMEOUT_S)
         return killed
@@ -178,12 +184,20 @@ class Supervisor:
     def _read(self, running: _Running) -> None:
         stream: IO[str] | None = running.popen.stdout
         assert stream is not None  # Popen was given a pipe
+        name = running.process.name
         with running.log.open("a") as log, stream:
             for line in stream:
-                log.write(line)
-                log.flush()
                 running.last.append(line.rstrip("\n"))
-                self._on_line(running.process.name, line.rstrip("\n"))
+                # A full disk or a closed terminal must not close the pipe: that would end the
+                # process at its next line, in the middle of a motion.
+                with contextlib.suppress(OSError):
+                    log.write(line)
+                    log.flush()
+                try:
+                    self._on_line(name, line.rstrip("\n"))
+                except Exception as error:
+                    with contextlib.suppress(OSError):
+                        log.write(f"(the line above could not be shown: {error!r})\n")
 
     def _watch(self, running: _Running) -> None:
         running.popen.wait()
