@@ -65,7 +65,7 @@ class LoggerStreams:
         self._streams = _wanted(node, robot, decision_topic, camera_period_ns)
         self._subscriptions: dict[str, Subscription] = {}
         self._to_relax: dict[str, QoSPolicyKind] = {}
-        self._alone: dict[str, bool] = {}
+        self._publishers: dict[str, int] = {}
 
     def open(self) -> None:
         """Subscribe to all."""
@@ -77,7 +77,7 @@ class LoggerStreams:
         topics = []
         for name, stream in self._streams.items():
             publishers = self._node.get_publishers_info_by_topic(name)
-            self._alone[name] = len(publishers) == 1
+            self._publishers[name] = len(publishers)
             profile = publishers[0].qos_profile if publishers else stream.qos
             topics.append(replace(stream.topic, qos=_qos(profile, stream.qos)))
         return topics
@@ -94,9 +94,9 @@ class LoggerStreams:
 
         def on_message(data: bytes, information: Mapping[str, int | None]) -> None:
             sequence = information.get("publication_sequence_number")
-            if name not in self._alone:  # the last message before an episode belongs to it too
-                self._alone[name] = self._node.count_publishers(name) == 1
-            known = counted and self._alone[name]
+            if not self._publishers.get(name):  # it may be heard before it is known
+                self._publishers[name] = self._node.count_publishers(name)
+            known = counted and self._publishers[name] == 1
             published_ns = information.get("source_timestamp") or None
             self._on_message(stream.topic, data, published_ns, sequence if known else None)
 
