@@ -37,6 +37,8 @@ from qsteer_ros.replay.arms import arm_parameters
 from qsteer_ros.replay.sessions import SESSION, Result, Session, Trial
 
 CONTROL_DT_NS = 50_000_000
+SETTLE_NS = 3 * CONTROL_DT_NS
+"""From a reset to the start: the last frame of the episode before is not the first of this one."""
 PREFIX = "@session "
 START_TIMEOUT_S = 180.0
 """For the other nodes to appear and the policy to load and warm up."""
@@ -246,6 +248,12 @@ class SessionRunner:
             lambda: self._topics.success is False,
             timeout_s=SERVICE_TIMEOUT_S,
             what="the simulator must say that the goal is not reached after a reset",
+        )
+        settled_ns = self._topics.now_ns + SETTLE_NS
+        self._foreground.until(
+            lambda: self._topics.now_ns >= settled_ns,
+            timeout_s=SERVICE_TIMEOUT_S,
+            what="simulated time must go on after a reset",
         )
         self._topics.forget()
 
