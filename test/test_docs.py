@@ -21,7 +21,7 @@ PARAMETERS = {
     "sim.yaml": ("qsteer_ros.nodes.sim_parameters", "SimParameters"),
     "policy.yaml": ("qsteer_ros.nodes.policy_parameters", "PolicyParameters"),
     "logger.yaml": ("qsteer_ros.nodes.logger_node", "LoggerParameters"),
-    "session.yaml": ("qsteer_ros.nodes.session_node", "SessionParameters"),
+    "session.yaml": ("qsteer_ros.nodes.session_parameters", "SessionParameters"),
 }
 GIVEN_EACH_TIME = {"folder"}
 

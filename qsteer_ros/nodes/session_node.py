@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from std_srvs.srv import Trigger
 from qsteer_ros.errors import ConfigError, QsteerError
 from qsteer_ros.graph.provenance import provenance
 from qsteer_ros.nodes.lifecycle import RemoteNode
-from qsteer_ros.nodes.parameters import declare, param
+from qsteer_ros.nodes.parameters import declare
+from qsteer_ros.nodes.session_parameters import SessionParameters
 from qsteer_ros.nodes.session_topics import SessionTopics
 from qsteer_ros.nodes.waiting import Foreground, NoAnswer, Stopped
-from qsteer_ros.replay.arms import arm_parameters
 from qsteer_ros.replay.sessions import SESSION, Result, Session, Trial
 
 CONTROL_DT_NS = 50_000_000
@@ -45,65 +45,6 @@ START_TIMEOUT_S = 180.0
 SERVICE_TIMEOUT_S = 30.0
 RECORDING_TIMEOUT_S = 30.0
 TIDY_TIMEOUT_S = 3.0
-
-
-@dataclass(frozen=True)
-class SessionParameters:
-    """Parameters of the session node, read once."""
-
-    folder: str = param("", "Folder of the session; the same plan in it is resumed.")
-    arms: tuple[str, ...] = param(
-        ("off", "best_of_n", "qgf", "qpilots_u"),
-        "Steering arms: a mode, or a mode with its number as in qgf:0.05.",
-    )
-    goals: tuple[int, ...] = param((1,), "Numbers of the goals.")
-    episodes: int = param(20, "Episodes per arm and goal.", bounds=(1, 100_000))
-    seed: int = param(
-        0, "Episode i of every arm starts from state seed + i.", bounds=(0, 2**31 - 100_001)
-    )
-    timeout_s: float = param(
-        10.0, "Simulated time after which an episode has failed, s.", bounds=(0.1, 3600.0)
-    )
-    wall_factor: float = param(
-        20.0, "Time limit of an episode in multiples of 'timeout_s'.", bounds=(1.0, 1000.0)
-    )
-    qgf_weight: float = param(0.04, "Guidance weight of arm qgf.", bounds=(0.0, 100.0))
-    qpilots_u_weight: float = param(0.15, "Guidance weight of qpilots_u.", bounds=(0.0, 100.0))
-    zero_weight: float = param(0.04, "Guidance weight of arm zero.", bounds=(0.0, 100.0))
-    random_matched_weight: float = param(
-        0.04, "Guidance weight of random_matched.", bounds=(0.0, 100.0)
-    )
-    num_samples: int = param(16, "Candidates of arm best_of_n.", bounds=(1, 4096))
-    critics: tuple[str, ...] = param(
-        tuple(f"checkpoints/critic_goal{goal}" for goal in (1, 2, 3)),
-        "Critic checkpoints of goal 1, 2, ...",
-    )
-    policy_node: str = param("policy_node", "Name of the policy node.")
-    logger_node: str = param("logger_node", "Name of the logger node.")
-    sim_node: str = param("sim_node", "Name of the simulator node.")
-
-    def arm(self, label: str) -> dict[str, Any]:
-        """Policy parameters of an arm."""
-        weights = {
-            "qgf": self.qgf_weight,
-            "qpilots_u": self.qpilots_u_weight,
-            "zero": self.zero_weight,
-            "random_matched": self.random_matched_weight,
-        }
-        return arm_parameters(label, weights=weights, num_samples=self.num_samples)
-
-    def critic(self, goal: int) -> str:
-        """Critic of a goal.
-
-        Raises:
-            ConfigError: There is none.
-        """
-        if not 1 <= goal <= len(self.critics):
-            raise ConfigError(
-                f"goal {goal} needs a critic: parameter 'critics' names {len(self.critics)}. "
-                "Train one with 'qsteer train critic' and add its folder."
-            )
-        return self.critics[goal - 1]
 
 
 class SessionRunner:

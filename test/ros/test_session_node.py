@@ -15,7 +15,8 @@ from rclpy.parameter import Parameter
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.nodes import session_node
-from qsteer_ros.nodes.session_node import PREFIX, SessionParameters, SessionRunner
+from qsteer_ros.nodes.session_node import PREFIX, SessionRunner
+from qsteer_ros.nodes.session_parameters import SessionParameters
 from qsteer_ros.nodes.waiting import Foreground, NoAnswer, Stopped
 from qsteer_ros.replay.sessions import Session
 
