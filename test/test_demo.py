@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from qsteer_ros import cli
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.graph import training
 from qsteer_ros.graph.demo import DemoOptions, demo, parse_goals, summary
 from qsteer_ros.graph.live_table import LiveTable
 from qsteer_ros.graph.systems import Process
 from qsteer_ros.graph.training import GOALS, CheckpointFolders
-from qsteer_ros.learning import settings
 from qsteer_ros.replay.sessions import Result, Trial
 
 TEST = Path(__file__).resolve().parent
@@ -104,9 +106,30 @@ def test_goals_are_read() -> None:
     assert parse_goals("all") == GOALS
 
 
-def test_the_demo_trains_with_programs_that_exist() -> None:
-    assert set(settings.PROGRAMS) == {"encoder", "bc", "critic"}
-    assert CheckpointFolders().settings()["session_node"]["critics"]
+def test_training_goes_through_commands_that_exist_and_skips_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[argparse.Namespace] = []
+
+    def record(*arguments: str) -> None:
+        calls.append(cli.parser().parse_args(arguments))
+        calls[-1].out.mkdir(exist_ok=True)
+        (calls[-1].out / "config.json").write_text("{}")
+
+    monkeypatch.setattr(training, "qsteer", record)
+    made = training.train_everything(tmp_path, seed=7)
+    programs = [getattr(call, "program", call.verb) for call in calls]
+    assert programs == ["data", "encoder", "bc", "critic", "critic", "critic"]
+    assert {call.seed for call in calls} == {7}
+    assert [call.goal for call in calls[3:]] == list(GOALS)
+    assert made.settings()["policy_node"]["critic"] == str(tmp_path / "critic_goal1")
+    calls.clear()
+    training.train_everything(tmp_path, seed=7)
+    assert [call.verb for call in calls] == ["data"]
+
+
+def test_the_shipped_checkpoints_are_the_default() -> None:
+    assert len(CheckpointFolders().settings()["session_node"]["critics"]) == 3
 
 
 class Terminal(io.StringIO):
