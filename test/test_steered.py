@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -279,8 +280,10 @@ def test_features_that_are_not_finite_are_refused() -> None:
         steered().act(broken, seed=0)
 
 
-def test_a_chunk_that_is_not_finite_is_refused() -> None:
-    policy = steered("off")
+@pytest.mark.parametrize("denoising_steps", [1, 10])
+def test_a_chunk_that_is_not_finite_is_refused(denoising_steps: int) -> None:
+    # In the last step an infinity stays one, which clipping would turn into full speed.
+    policy = dataclasses.replace(steered("off"), denoising_steps=denoising_steps)
     policy.policy.network.head.bias[0] = float("inf")
     with pytest.raises(DataError, match="the denoised chunk must be finite"):
         policy.act(FEATURES, seed=0)

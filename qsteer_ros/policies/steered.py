@@ -164,8 +164,8 @@ class SteeredPolicy:
         noise = self._noise(seed)
         clock.lap("condition")
         unclipped = denoise(steered, noise, denoising_steps=self.denoising_steps)
+        check_finite(unclipped, "the denoised chunk", "Check policy, critic and steering weight.")
         chunks = unclipped.clamp(*bounds)
-        check_finite(chunks, "the denoised chunk", "Check policy, critic and steering weight.")
         clock.lap("denoise")
         index = 0
         if settings.mode == "best_of_n" and q is not None:
