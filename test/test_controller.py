@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsteer_ros.errors import ConfigError, DataError, StaleObservation
-from qsteer_ros.motion.controller import MIN_GAP_NS, ChunkController
+from qsteer_ros.motion.controller import MIN_GAP_NS, ChunkController, NotFollowing
 from qsteer_ros.motion.decoder import make_decoder
 from qsteer_ros.motion.kinematics import Kinematics, tool_down
 from qsteer_ros.motion.path import peaks, sample
@@ -30,9 +30,12 @@ class Still:
     def decode(self, chunk, state):
         return np.tile(np.append(state.position, 0.0), (len(chunk), 1))
 
+    def check_start(self, position):
+        pass
 
-def measured(stamp_ns=0, position=START, gripper=0.0):
-    return RobotState(stamp_ns, np.array(position), np.zeros(6), gripper)
+
+def measured(stamp_ns=0, position=START, gripper=0.0, velocity=0.0):
+    return RobotState(stamp_ns, np.array(position), np.full(6, velocity), gripper)
 
 
 def chunk(dx=0.0, dy=0.0, dz=0.0, dyaw=0.0, grip=0.0):
@@ -112,7 +115,7 @@ def follow(latencies_ms, seed, execute_steps=5):
 
 @pytest.mark.parametrize("execute_steps", [3, 5])
 def test_paths_continue_one_another_and_keep_the_limits_at_any_latency(execute_steps):
-    latencies_ms = np.random.default_rng(0).uniform(0.0, 200.0, 150)
+    latencies_ms = np.random.default_rng(0).uniform(0.0, min(200, 50 * execute_steps), 150)
     for control, before, path, effective_ns in follow(latencies_ms, 1, execute_steps):
         assert keeps_limits(path)
         if before is not None:
@@ -240,13 +243,118 @@ def test_after_a_hold_any_observation_is_wanted_and_the_path_goes_on_from_it():
     held = control.hold(100 * MS)
     assert control.wants(1)
     stamp_ns = 400 * MS
-    path = control.plan(chunk(dx=-1.0), measured(stamp_ns), stamp_ns, stamp_ns)
+    rest = held.positions[-1, :6]
+    path = control.plan(chunk(dx=-1.0), measured(stamp_ns, rest), stamp_ns, stamp_ns)
     np.testing.assert_allclose(path.positions[0], held.positions[-1])
 
 
-def test_a_hold_without_a_path_is_refused():
-    with pytest.raises(DataError, match="a hold needs a commanded path"):
-        controller().hold(0)
+def test_without_a_path_there_is_nothing_to_hold():
+    assert controller().hold(0) is None
+
+
+def test_a_path_that_has_come_to_rest_is_not_held():
+    control = controller()
+    control.plan(chunk(dx=1.0), measured(), 0, 10 * MS)
+    before = control.commanded
+    assert control.hold(before.end_ns) is None
+    assert control.hold(before.start_ns - 1) is None  # the clock was set back
+    assert control.commanded is before
+    assert control.wants(1)
+    assert control.hold(before.end_ns - 1) is not None
+
+
+def test_an_arm_that_is_not_on_its_path_is_not_held():
+    control = controller()
+    control.plan(chunk(dx=1.0), measured(), 0, 0)
+    at = control.commanded.sample(100 * MS)[0][:6]
+    assert control.hold(110 * MS, measured(100 * MS, at + 0.11)) is None
+    assert control.hold(110 * MS, measured(100 * MS, at + 0.09)) is not None
+
+
+@pytest.mark.parametrize("stamp_ms", [250, 60_000])
+def test_an_arm_that_is_not_where_it_is_commanded_is_not_commanded_on(stamp_ms):
+    control = controller()
+    control.plan(chunk(dx=1.0), measured(), 0, 60 * MS)
+    before, stamp_ns = control.commanded, stamp_ms * MS
+    at = before.sample(stamp_ns)[0][:6]
+    moved = measured(stamp_ns, at + np.array([0.12, 0, 0, 0, 0, 0]))
+    with pytest.raises(
+        NotFollowing,
+        match=r"'shoulder_pan_joint' must be within 0.1 rad .* 0.120 away.*Deactivate and",
+    ):
+        control.plan(chunk(), moved, stamp_ns, stamp_ns + 60 * MS)
+    assert control.commanded is before
+    control.reset()
+    path = control.plan(chunk(), moved, stamp_ns, stamp_ns + 60 * MS)
+    np.testing.assert_allclose(path.positions[0, :6], moved.position)
+
+
+def test_after_a_path_the_next_starts_where_the_arm_rests_and_keeps_squeezing():
+    control = controller()
+    control.plan(chunk(dx=1.0, grip=1.0), measured(), 0, 60 * MS)
+    stamp_ns = control.commanded.end_ns
+    rest = control.commanded.path.positions[-1, :6] + 0.004
+    early = measured(stamp_ns, rest, gripper=0.5, velocity=0.06)
+    with pytest.raises(DataError, match="must start at rest"):
+        control.plan(chunk(), early, stamp_ns, stamp_ns + 60 * MS)
+    path = control.plan(chunk(), measured(stamp_ns, rest, 0.5), stamp_ns, stamp_ns + 60 * MS)
+    np.testing.assert_allclose(path.positions[0, :6], rest)
+    assert path.positions[0, 6] == pytest.approx(ROBOT.gripper_closed_rad)
+    np.testing.assert_array_equal(path.velocities[0], np.zeros(7))
+
+
+def test_an_arm_that_moves_is_not_taken_over():
+    with pytest.raises(DataError, match=r"must start at rest, below 0.05 rad/s: it moves at 0.06"):
+        controller().plan(chunk(), measured(velocity=0.06), 0, 60 * MS)
+    path = controller().plan(chunk(dx=1.0), measured(velocity=0.04), 0, 60 * MS)
+    np.testing.assert_array_equal(path.velocities[0], np.zeros(7))
+
+
+def test_an_observation_from_before_the_last_path_is_held_against_the_path_then():
+    control = controller(1)
+    control.plan(chunk(dx=1.0), measured(), 0, 0)
+    before = control.commanded
+    at = [before.sample(ms * MS)[0][:6] for ms in (50, 100)]
+    control.plan(chunk(dx=1.0), measured(50 * MS, at[0]), 50 * MS, 200 * MS)
+    control.plan(chunk(dx=1.0), measured(100 * MS, at[1]), 100 * MS, 210 * MS)
+    np.testing.assert_allclose(control.report.tracking_error_rad, 0.0, atol=1e-12)
+
+
+def test_a_path_does_not_take_effect_before_the_one_it_follows():
+    control = controller(1)
+    control.plan(chunk(dx=1.0), measured(), 0, 150 * MS)
+    with pytest.raises(StaleObservation, match="take effect after the one before: it would 50 ms"):
+        control.plan(chunk(dx=1.0), measured(50 * MS), 50 * MS, 100 * MS)
+
+
+@pytest.mark.parametrize(
+    ("outside", "tilt", "sentence"),
+    [
+        (0.055, 0.0, r"within one action of 'workspace': .* 0.055 m outside. Move the arm into"),
+        (0.0, 0.12, "must start pointing down, within 0.1 rad: it is tilted by 0.12. Move the"),
+    ],
+)
+def test_a_tool_that_the_first_motion_would_swing_is_not_moved(outside, tilt, sentence):
+    top = np.array([0.4, 0.0, ROBOT.workspace_upper[2] + outside])
+    position = KINEMATICS.inverse(top, tool_down(0.0), HOME) + np.array([0, 0, 0, tilt, 0, 0])
+    with pytest.raises(DataError, match=sentence):
+        controller().plan(chunk(), measured(position=position), 0, 0)
+
+
+def test_a_tool_nearly_upright_and_nearly_in_the_workspace_is_moved():
+    top = np.array([0.4, 0.0, ROBOT.workspace_upper[2] + 0.04])
+    position = KINEMATICS.inverse(top, tool_down(0.0), HOME) + np.array([0, 0, 0, 0.05, 0, 0])
+    assert controller().plan(chunk(), measured(position=position), 0, 0) is not None
+
+
+def test_a_path_beyond_a_limit_is_not_given_out(monkeypatch):
+    control = controller()
+    monkeypatch.setattr("qsteer_ros.motion.controller.within", lambda path, limits: True)
+    slow = dataclasses.replace(ROBOT.limits, velocity=np.full(6, 0.5), refuse_factor=20)
+    control = controller(robot=dataclasses.replace(ROBOT, limits=slow))
+    with pytest.raises(DataError, match="a path must keep the speed limit of"):
+        control.plan(chunk(dx=1.0, dy=1.0), measured(), 0, 0)
+    assert not control.commanding
 
 
 def test_a_hold_near_a_position_limit_stops_inside_it():
@@ -272,7 +380,7 @@ def test_a_reset_forgets_what_was_commanded():
     control.reset()
     assert not control.commanding
     assert control.report is None
-    elsewhere = START + 0.1
+    elsewhere = START + np.array([0.1, 0, 0, 0, 0, 0])
     path = control.plan(chunk(), measured(0, elsewhere), 0, 0)
     np.testing.assert_allclose(path.positions[0, :6], elsewhere)
 

@@ -4,7 +4,9 @@ import pytest
 from qsteer_ros.errors import DataError
 from qsteer_ros.motion.limits import (
     POSITION_MARGIN_RAD,
+    STOP_MARGIN_RAD,
     brake,
+    check_path,
     check_request,
     check_start,
     shape,
@@ -168,5 +170,31 @@ def test_an_arm_outside_its_limits_is_not_started():
 def test_an_arm_that_races_is_not_started():
     velocity = np.zeros(6)
     velocity[5] = -3.5
-    with pytest.raises(DataError, match=r"'wrist_3_joint' must start below 3.00 rad/s"):
+    with pytest.raises(DataError, match=r"'wrist_3_joint' must start at rest.* moves at -3.50"):
         check_start(np.zeros(6), velocity, ROBOT)
+
+
+def test_shaped_paths_stop_a_millirad_before_a_position_limit():
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        position = LIMITS.upper - rng.uniform(STOP_MARGIN_RAD, 0.03, 2)
+        reference = with_tail(
+            np.arange(6) * 0.05, position + np.arange(6)[:, None] * 0.1, np.full((6, 2), 2.0), 0.16
+        )
+        path = shape(reference, 0, position, np.zeros(2), LIMITS)
+        assert np.all(peaks(path).upper <= LIMITS.upper - STOP_MARGIN_RAD + EPS)
+
+
+@pytest.mark.parametrize(
+    ("what", "distance", "time_s"),
+    [("position", 9.0, 9.0), ("speed", 1.0, 0.3), ("acceleration", 0.1, 0.075)],
+)
+def test_a_path_beyond_a_limit_is_refused_with_the_joint(what, distance, time_s):
+    positions = np.array([[0.0], [distance]]) * np.ones(6)
+    path = with_tail(np.array([0.0, time_s]), positions, np.zeros((2, 6)), 0.16)
+    with pytest.raises(DataError, match=f"a path must keep the {what} limit of '"):
+        check_path(path, ROBOT)
+
+
+def test_a_path_within_the_limits_is_not_refused():
+    check_path(with_tail(np.zeros(1), np.zeros((1, 6)), np.full((1, 6), 3.0), 0.16), ROBOT)

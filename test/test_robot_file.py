@@ -115,6 +115,14 @@ REFUSALS = {
         "'workspace.lower' must be below workspace.upper",
     ),
     "a missing URDF": (lambda c: c.update(urdf="none.urdf"), "'none.urdf' must exist"),
+    "no bound of tracking": (
+        lambda c: c["limits"].update(tracking_rad=0.0),
+        "'limits.tracking_rad' must be a number above 0",
+    ),
+    "no bound of rest": (
+        lambda c: c["limits"].update(rest_rad_per_s=-1.0),
+        "'limits.rest_rad_per_s' must be a number above 0",
+    ),
     "a text for a number": (
         lambda c: c["gripper"].update(closed_rad="wide"),
         "'gripper.closed_rad' must be a number above 0",

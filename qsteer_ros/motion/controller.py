@@ -17,6 +17,7 @@ from qsteer_ros.motion.decoder import ActionDecoder
 from qsteer_ros.motion.limits import (
     LimitReport,
     brake,
+    check_path,
     check_request,
     check_start,
     shape,
@@ -33,6 +34,10 @@ TAIL_S = 0.16
 MIN_GAP_NS = 10_000_000
 
 _State = tuple[Array, Array]
+
+
+class NotFollowing(DataError):
+    """The arm is not where it is commanded: only a person may decide to go on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +89,13 @@ class ChunkController:
         self._robot = robot
         self._decoder = decoder
         self._commanded: TimedPath | None = None
+        self._before: TimedPath | None = None  # commanded until that one takes effect
         self._planned_stamp_ns: int | None = None
 
     def reset(self) -> None:
-        """Forget what was commanded: the next path starts from its measured state."""
+        """Forget what was commanded: the next path starts where the arm is measured at rest."""
         self.report = None
-        self._commanded = None
+        self._commanded = self._before = None
         self._planned_stamp_ns = None
 
     @property
@@ -118,9 +124,10 @@ class ChunkController:
     ) -> JointPath:
         """Answer an observation: decode, check, splice.
 
-        The path starts at ``effective_ns`` in the state commanded for that moment (or, when
-        nothing is being commanded, in the measured one), passes through the decoded points that
-        are still ahead and decelerates to rest. It is remembered as commanded: publish it.
+        The path starts at ``effective_ns`` in the state commanded for that moment, passes through
+        the decoded points that are still ahead and decelerates to rest. When nothing is being
+        commanded, or what is has come to its end, it starts where the arm is measured at rest.
+        It is remembered as commanded: publish it.
 
         Args:
             chunk: Normalised actions, (H, A).
@@ -132,7 +139,10 @@ class ChunkController:
             The path; its time 0 is ``effective_ns``. Positions (P, J + 1).
 
         Raises:
-            DataError: The chunk may not be executed; nothing has changed.
+            DataError: The chunk may not be executed, or the arm may not be taken over where it is;
+                nothing has changed.
+            NotFollowing: The arm is further than ``limits.tracking_rad`` from where it is
+                commanded; nothing has changed, and only :meth:`reset` leads out of it.
             StaleObservation: The chunk is over before it can take effect; nothing has changed.
         """
         points = self._decoder.decode(chunk, robot)
@@ -142,35 +152,44 @@ class ChunkController:
         start, tracking_error = self._start(robot, stamp_ns, effective_ns)
         offset_ns = effective_ns - stamp_ns
         arm, skipped, shaped = self._splice(knots, first, start, offset_ns)
+        check_path(arm, self._robot)
         # Command of the point that is due next, at every point of the arm's path.
         due = np.ceil((arm.times_s + offset_ns * 1e-9) / self._robot.control_dt_s - 1e-6) - 1.0
         commands = points[np.clip(due, 0, len(points) - 1).astype(int), -1]
         path = self._with_gripper(arm, commands, start)
-        self._commanded = TimedPath(path, effective_ns)
+        self._before, self._commanded = self._commanded, TimedPath(path, effective_ns)
         self._planned_stamp_ns = stamp_ns
         self.report = PlanReport(
             stamp_ns, effective_ns, points, skipped, shaped, request, tracking_error
         )
         return path
 
-    def hold(self, now_ns: int) -> JointPath:
-        """Decelerate to rest from what is commanded at ``now_ns``; remembered as commanded.
+    def hold(self, effective_ns: int, last: RobotState | None = None) -> JointPath | None:
+        """Decelerate to rest from what is commanded; remembered as commanded.
 
         The next observation, whatever its stamp, is wanted again.
 
-        Raises:
-            DataError: Nothing is being commanded, so there is nothing to stop.
+        Args:
+            effective_ns: When the deceleration will begin.
+            last: The newest joint measurement, if there is one.
+
+        Returns:
+            The path, or None when nothing is to be sent: no commanded path is running then, or
+            the arm does not follow it. What was sent before comes to rest by itself.
         """
-        if self._commanded is None:
-            raise DataError("a hold needs a commanded path: none was given out since the reset.")
-        start = self._commanded.sample(now_ns)
+        self._planned_stamp_ns = None
+        commanded = self._commanded
+        if commanded is None or not commanded.start_ns <= effective_ns < commanded.end_ns:
+            return None
+        if last is not None and self._strayed(last.position - self._at(last.stamp_ns)):
+            return None
+        start = commanded.sample(effective_ns)
         position, velocity = start[0][:-1], start[1][:-1]
         arm = with_tail(np.zeros(1), position[None], velocity[None], TAIL_S)
         if not within(arm, self._robot.limits):
             arm = brake(position, velocity, self._robot.limits)
         path = self._with_gripper(arm, np.full(len(arm.times_s), start[0][-1]), start)
-        self._commanded = TimedPath(path, now_ns)
-        self._planned_stamp_ns = None
+        self._before, self._commanded = commanded, TimedPath(path, effective_ns)
         return path
 
     def _with_gripper(self, arm: JointPath, commands: Array, start: _State) -> JointPath:
@@ -185,13 +204,47 @@ class ChunkController:
 
     def _start(self, robot: RobotState, stamp_ns: int, effective_ns: int) -> tuple[_State, Array]:
         """State in which the path starts, each (J + 1,), and the tracking error at the stamp."""
-        if self._commanded is None:
-            check_start(robot.position, robot.velocity, self._robot)
-            closure = min(max(robot.gripper, 0.0), 1.0) * self._robot.gripper_closed_rad
-            start = np.append(robot.position, closure), np.append(robot.velocity, 0.0)
-            return start, np.zeros(len(robot.position))
-        followed, _ = self._commanded.sample(stamp_ns)
-        return self._commanded.sample(effective_ns), robot.position - followed[:-1]
+        commanded, error = self._commanded, np.zeros(len(robot.position))
+        if commanded is None:
+            self._decoder.check_start(robot.position)
+            gripper = min(max(robot.gripper, 0.0), 1.0) * self._robot.gripper_closed_rad
+        else:
+            error = robot.position - self._at(stamp_ns)
+            if self._strayed(error):
+                raise self._not_following(error)
+            if effective_ns < commanded.start_ns:
+                raise StaleObservation(
+                    "a path must take effect after the one before: it would "
+                    f"{(commanded.start_ns - effective_ns) / 1e6:.0f} ms earlier. This passes; "
+                    "if it does not, the clock was set back: deactivate and activate."
+                )
+            if stamp_ns < commanded.end_ns:
+                return commanded.sample(effective_ns), error
+            gripper = float(commanded.path.positions[-1, -1])  # it may be squeezing
+        check_start(robot.position, robot.velocity, self._robot)
+        start = np.append(robot.position, gripper)
+        return (start, np.zeros_like(start)), error
+
+    def _at(self, stamp_ns: int) -> Array:
+        """Commanded position of the arm at a stamp, (J,); a path must have been given out."""
+        followed = self._commanded
+        if followed is None:
+            raise AssertionError
+        if stamp_ns < followed.start_ns and self._before is not None:
+            followed = self._before
+        return followed.sample(stamp_ns)[0][:-1]
+
+    def _strayed(self, error: Array) -> bool:
+        return bool(np.any(np.abs(error) > self._robot.limits.tracking_rad))
+
+    def _not_following(self, error: Array) -> NotFollowing:
+        joint = int(np.argmax(np.abs(error)))
+        return NotFollowing(
+            f"'{self._robot.joints[joint]}' must be within {self._robot.limits.tracking_rad:g} "
+            f"rad of where it is commanded: it is {abs(error[joint]):.3f} away. The arm does not "
+            "follow (is its controller active, or is it in a protective stop?) or was moved. "
+            "Deactivate and activate to go on from where it is."
+        )
 
     def _first_point(self, stamp_ns: int, effective_ns: int, horizon: int) -> int:
         """Index (from 1) of the first decoded point that is still ahead."""

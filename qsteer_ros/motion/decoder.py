@@ -28,6 +28,9 @@ from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.motion.servo import ServoModel, covered
 from qsteer_ros.types import Array, RobotState
 
+#: A tool that is tilted further than this when the arm is taken over would be swung upright.
+MOST_TILT_RAD = 0.1
+
 
 class ActionDecoder(Protocol):
     """Turns a normalised chunk into joint points, given where the arm is."""
@@ -45,6 +48,17 @@ class ActionDecoder(Protocol):
 
         Raises:
             DataError: The chunk has the wrong shape, is not finite or cannot be reached.
+        """
+        ...
+
+    def check_start(self, position: Array) -> None:
+        """Refuse to begin where no chunk was ever meant to: the first motion would be a jump.
+
+        Args:
+            position: Measured, (J,), rad.
+
+        Raises:
+            DataError: The tool is not where, or not as, the actions suppose it to be.
         """
         ...
 
@@ -80,6 +94,25 @@ class EndEffectorDeltaDecoder:
     def decode(self, chunk: NDArray[np.floating], state: RobotState) -> Array:
         """Positions the arm of the training data would have passed; see :class:`ActionDecoder`."""
         return self.decode_with_targets(chunk, state)[0]
+
+    def check_start(self, position: Array) -> None:
+        """The tool points down and is within one action of the workspace."""
+        robot = self._robot
+        xyz, rotation = self._kinematics.forward(position)
+        away = np.maximum(robot.workspace_lower - xyz, xyz - robot.workspace_upper)
+        if np.any(away > robot.action_scale[:3]):
+            raise DataError(
+                f"the tool must start within one action of 'workspace': it is at "
+                f"{np.round(xyz, 3).tolist()} m, {away.max():.3f} m outside. Move the arm into "
+                "the workspace first."
+            )
+        turn = tool_down(yaw_of(rotation)).T @ rotation
+        tilt = float(np.arccos(np.clip((np.trace(turn) - 1.0) / 2.0, -1.0, 1.0)))
+        if tilt > MOST_TILT_RAD:
+            raise DataError(
+                f"the tool must start pointing down, within {MOST_TILT_RAD:g} rad: it is tilted "
+                f"by {tilt:.2f}. Move the arm so that the tool points down first."
+            )
 
     def decode_with_targets(
         self, chunk: NDArray[np.floating], state: RobotState
@@ -127,6 +160,9 @@ class JointDecoder:
         points = check_chunk(chunk, self._robot) * self._robot.action_scale
         points[:, -1] = np.clip(points[:, -1], 0.0, 1.0) * self._robot.gripper_closed_rad
         return points
+
+    def check_start(self, position: Array) -> None:
+        """Nothing: positions are absolute, and one too far away is refused by its speed."""
 
 
 def make_decoder(robot: RobotFile, kinematics: Kinematics) -> ActionDecoder:

@@ -22,6 +22,8 @@ from qsteer_ros.types import Array, JointPath
 
 #: Distance kept from a position limit before :func:`shape` takes over. It needs room to stop.
 POSITION_MARGIN_RAD = 0.02
+#: Distance from a position limit at which a shaped path stops.
+STOP_MARGIN_RAD = 1e-3
 _ROUNDING = 1.0 + 1e-9
 
 
@@ -83,7 +85,7 @@ def check_request(points: Array, robot: RobotFile) -> LimitReport:
 
 
 def check_start(position: Array, velocity: Array, robot: RobotFile) -> None:
-    """Refuse to start commanding an arm that is outside its limits.
+    """Refuse to take over an arm that is outside its limits or moves.
 
     Args:
         position: Measured, (J,), rad.
@@ -91,7 +93,7 @@ def check_start(position: Array, velocity: Array, robot: RobotFile) -> None:
         robot: Whose limits hold.
 
     Raises:
-        DataError: It is outside a position limit or faster than a speed limit.
+        DataError: It is outside a position limit, or a joint is not at rest.
     """
     limits = robot.limits
     for joint, name in enumerate(robot.joints):
@@ -101,10 +103,32 @@ def check_start(position: Array, velocity: Array, robot: RobotFile) -> None:
                 f"'{name}' must start within [{lower:.3f}, {upper:.3f}] rad: it is at "
                 f"{position[joint]:.3f}. Move the arm back by hand, or fix 'limits'."
             )
-        if abs(velocity[joint]) > limits.velocity[joint]:
+        if abs(velocity[joint]) > limits.rest_rad_per_s:
             raise DataError(
-                f"'{name}' must start below {limits.velocity[joint]:.2f} rad/s: it moves at "
-                f"{velocity[joint]:.2f}. Wait until the arm is at rest."
+                f"'{name}' must start at rest, below {limits.rest_rad_per_s:g} rad/s: it moves "
+                f"at {velocity[joint]:.2f}. Wait until the arm is at rest."
+            )
+
+
+def check_path(path: JointPath, robot: RobotFile) -> None:
+    """Refuse a path of the arm's joints, (P, J), of which any moment is beyond a limit.
+
+    Raises:
+        DataError: Position, speed or acceleration of a joint leaves its limits.
+    """
+    found, limits = peaks(path), robot.limits
+    excess = {
+        "position": np.maximum(limits.lower - found.lower, found.upper - limits.upper),
+        "speed": found.velocity - limits.velocity * _ROUNDING,
+        "acceleration": found.acceleration - limits.acceleration * (1.0 + 1e-6),
+    }
+    for what, beyond in excess.items():
+        if np.any(beyond > 1e-9):
+            joint = int(np.argmax(beyond))
+            raise DataError(
+                f"a path must keep the {what} limit of '{robot.joints[joint]}': it would be "
+                f"{beyond[joint]:.3g} beyond it. Move the arm away from its limits, or fix "
+                "'limits'."
             )
 
 
@@ -132,9 +156,9 @@ def shape(
 
     On a grid of period :math:`g`, each joint chooses its next speed: the reference's plus what
     closes the remaining error :math:`e`, :math:`\sqrt{A|e|}` at most, bounded by the speed limit,
-    by what still lets it stop before its position limit, and by :math:`\pm A g` from its present
-    speed. Acceleration is constant between grid points, so the cubic through them is exact and the
-    limits hold between them too.
+    by what still lets it stop a millirad before its position limit, and by :math:`\pm A g` from
+    its present speed. Acceleration is constant between grid points, so the cubic through them is
+    exact and the limits hold between them too.
 
     Args:
         reference: What is wanted of the arm joints, ending at rest; (P, J).
@@ -181,8 +205,8 @@ def _reachable(target: Array, p: Array, v: Array, limits: JointLimits, g: float)
     covers that stopping happens in whole periods. Once true it can be kept by braking with A.
     """
     a = limits.acceleration
-    room_up = np.maximum(limits.upper - p - 0.5 * g * v, 0.0)
-    room_down = np.maximum(p + 0.5 * g * v - limits.lower, 0.0)
+    room_up = np.maximum(limits.upper - STOP_MARGIN_RAD - p - 0.5 * g * v, 0.0)
+    room_down = np.maximum(p + 0.5 * g * v - limits.lower - STOP_MARGIN_RAD, 0.0)
     fastest = np.minimum(np.sqrt((a * g) ** 2 + 2.0 * a * room_up) - a * g, limits.velocity)
     slowest = np.maximum(a * g - np.sqrt((a * g) ** 2 + 2.0 * a * room_down), -limits.velocity)
     return np.asarray(np.clip(np.clip(target, slowest, fastest), v - a * g, v + a * g))

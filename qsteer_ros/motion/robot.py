@@ -57,6 +57,8 @@ class JointLimits:
         acceleration: Largest accelerations, (J,), rad/s^2.
         refuse_factor: A chunk that asks for more than this many times a joint's speed limit
             is refused; below it, the motion is limited.
+        tracking_rad: Most that a joint may be away from where it is commanded, rad.
+        rest_rad_per_s: A joint below this speed is at rest, rad/s.
     """
 
     lower: Array
@@ -64,6 +66,8 @@ class JointLimits:
     velocity: Array
     acceleration: Array
     refuse_factor: float
+    tracking_rad: float = 0.1
+    rest_rad_per_s: float = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +225,8 @@ class _Reader:
 
     def limits(self, content: object, joints: int) -> JointLimits:
         names = ("lower", "upper", "velocity", "acceleration")
-        c = self.section(content, "limits", frozenset({*names, "refuse_factor"}))
+        scalars = ("refuse_factor", "tracking_rad", "rest_rad_per_s")
+        c = self.section(content, "limits", frozenset({*names, *scalars}))
         lower, upper, velocity, acceleration = (
             self.array(c[name], f"limits.{name}", joints) for name in names
         )
@@ -231,7 +236,8 @@ class _Reader:
             if np.any(values <= 0.0):
                 raise self.fail(f"limits.{name}", "be positive", c[name])
         factor = self.number(c["refuse_factor"], "limits.refuse_factor", least=1.0)
-        return JointLimits(lower, upper, velocity, acceleration, factor)
+        tracking, rest = (self.number(c[name], f"limits.{name}") for name in scalars[1:])
+        return JointLimits(lower, upper, velocity, acceleration, factor, tracking, rest)
 
     def servo(self, content: object, joints: int) -> ServoModel:
         c = self.section(content, "servo", frozenset({"tau_s", "bias_rad"}))

@@ -17,7 +17,7 @@ import numpy as np
 
 import qsteer_ros
 from qsteer_ros.errors import QsteerError, StaleObservation
-from qsteer_ros.motion.controller import ChunkController, PlanReport
+from qsteer_ros.motion.controller import ChunkController, NotFollowing, PlanReport
 from qsteer_ros.nodes.observations import SET_BACK_NS, ObservationAssembler
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Parts
@@ -55,6 +55,8 @@ class PolicyLoop:
         now_ns: ROS time.
         outlets: Where paths and records go.
         report: Collects what happened.
+        clock_step_ns: How far the clock was set since it was asked last, ns; 0 for a clock that
+            may run as it likes, as simulated time does.
 
     Attributes:
         failure: The unexpected error that ended answering, or None. The arm has been stopped.
@@ -68,6 +70,7 @@ class PolicyLoop:
         now_ns: Callable[[], int],
         outlets: Outlets,
         report: PolicyReport,
+        clock_step_ns: Callable[[], int] = lambda: 0,
     ) -> None:
         self.failure: BaseException | None = None
         self._parts = parts
@@ -76,6 +79,7 @@ class PolicyLoop:
         self._now_ns = now_ns
         self._outlets = outlets
         self._report = report
+        self._clock_step_ns = clock_step_ns
         self._controller = ChunkController(parts.robot, parts.decoder, parameters.execute_steps)
         self._changed = threading.Condition(threading.RLock())
         self._stopping = False
@@ -84,6 +88,7 @@ class PolicyLoop:
         self._since_ns = _NEVER_NS
         self._tried_ns = _NEVER_NS
         self._chunk = 0
+        self._numbering = 0  # counts how often the numbers of chunks began again
         self._held = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -94,15 +99,19 @@ class PolicyLoop:
         return self._active
 
     def activate(self) -> None:
-        """Answer observations that are made from now on; the first from its measured state."""
+        """Answer observations that are made from now on; the first where the arm is at rest.
+
+        An arm that still moves is not taken over: its observations are refused until it rests.
+        """
         with self._changed:
             self._controller.reset()
+            self._clock_step_ns()  # what happened before is of no interest
             self._report.activated()
             self._activation += 1
             self._active = True
             self._since_ns = self._now_ns()
             self._tried_ns = _NEVER_NS
-            self._chunk = 0
+            self._restart_numbers()
             self._held = False
 
     def deactivate(self) -> None:
@@ -128,7 +137,7 @@ class PolicyLoop:
             self._controller.execute_steps = parameters.execute_steps
             self._assembler.limits = parameters.age_limits()
             if restart:
-                self._chunk = 0
+                self._restart_numbers()
 
     def notify(self) -> None:
         """Something has arrived."""
@@ -140,6 +149,7 @@ class PolicyLoop:
         with self._changed:
             if not self._active:
                 return
+            self._check_clock()
             reason = self._assembler.why_stale(self._now_ns())
             self._report.stale(reason)
             if reason is None:
@@ -163,7 +173,8 @@ class PolicyLoop:
             try:
                 self._answer(activation)
             except QsteerError as error:
-                self._report.refused(type(error).__name__, str(error))
+                serious = isinstance(error, NotFollowing)
+                self._report.refused(type(error).__name__, str(error), serious=serious)
                 self._outlets.warn(str(error))
             except BaseException as error:
                 self._fail(error)
@@ -186,17 +197,19 @@ class PolicyLoop:
         start_ns = time.perf_counter_ns()
         with self._changed:
             parts, parameters, chunk = self._parts, self._parameters, self._chunk
+            numbering = self._numbering
             self._tried_ns = self._assembler.newest_stamp_ns() or self._tried_ns
         observation = self._assembler.assemble(self._now_ns())
         assembled_ns = time.perf_counter_ns()
         decision = parts.steered.decide(observation, seed=chunk_seed(parameters.seed, chunk))
         with self._changed:
-            if activation != self._activation or not self._active:
+            if activation != self._activation or not self._active or self._check_clock():
                 return
             self._tried_ns = max(self._tried_ns, observation.stamp_ns)
             decided_ns = time.perf_counter_ns()
             path, published_ns, effective_ns = self._publish(decision, observation, parameters)
-            self._chunk = chunk + 1 if self._chunk == chunk else self._chunk
+            if numbering == self._numbering:
+                self._chunk = chunk + 1
             plan = self._controller.report
         if plan is None:  # plan() has just set it, under the lock
             raise AssertionError
@@ -243,10 +256,40 @@ class PolicyLoop:
             self.deactivate()
 
     def _hold(self) -> None:
-        """Send the path to rest; called with the lock held."""
-        if self._controller.commanding:
-            effective_ns = self._now_ns() + round(self._parameters.lead_s * 1e9)
-            self._outlets.path(self._controller.hold(effective_ns), effective_ns)
+        """Send a running path to rest; called with the lock held."""
+        if self._check_clock():
+            return
+        effective_ns = self._now_ns() + round(self._parameters.lead_s * 1e9)
+        path = self._controller.hold(effective_ns, self._assembler.last_joints())
+        if path is not None:
+            self._outlets.path(path, effective_ns)
+
+    def _check_clock(self) -> bool:
+        """Whether the clock was set: then what was commanded is unknown, and ends by itself.
+
+        What has arrived is stamped by the old clock. Answers begin again with an observation that
+        is made after the path would have come to rest. Called with the lock held.
+        """
+        step_ns = self._clock_step_ns()
+        if step_ns == 0:
+            return False
+        self._since_ns, commanded = self._now_ns(), self._controller.commanded
+        if commanded is not None:
+            self._since_ns = max(self._since_ns, commanded.end_ns + step_ns)
+        self._tried_ns = _NEVER_NS
+        self._controller.reset()
+        self._assembler.clear()
+        reason = (
+            f"the clock must not be set while the arm moves: it was, by {step_ns * 1e-9:.3f} s. "
+            "The arm comes to rest, then goes on. Let the clock be slewed (chrony, ptp4l)."
+        )
+        self._report.refused("clock_step", reason)
+        self._outlets.warn(reason)
+        return True
+
+    def _restart_numbers(self) -> None:
+        self._chunk = 0
+        self._numbering += 1
 
 
 def _extended(

@@ -8,15 +8,20 @@ in the state commanded for its stamp, ends at rest), ``~/decision`` (one record 
 ========== =====================================================================================
 configure  loads robot, encoder, policy and critic, holds them against each other, warms up;
            on failure the reason is logged and the node stays unconfigured
-activate   answers observations stamped from now on; nothing moves before
+activate   answers observations stamped from now on, once the arm is measured at rest; nothing
+           moves before
 deactivate decelerates the arm to rest
 clean up   frees the networks and leaves the topics
 ========== =====================================================================================
 
 When observations stop, come late, or are not finite, the arm is decelerated to rest once and the
-reason is on ``/diagnostics`` and in the log; when they come again it goes on. A parameter change
-that does not go together with what is loaded is refused with the reason and changes nothing; one
-that is accepted takes effect at the next chunk. A critic is loaded and checked while chunks go on.
+reason is on ``/diagnostics`` and in the log; when they come again it goes on. An arm that is not
+where it is commanded is not commanded on (ERROR) until the node is activated again; one that moves
+is not taken over. When the system clock is set, the arm runs to rest before it goes on.
+
+A parameter change that does not go together with what is loaded is refused with the reason and
+changes nothing; one that is accepted takes effect at the next chunk. A critic is loaded and
+checked while chunks go on.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
@@ -40,6 +45,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from qsteer_ros.errors import ConfigError, DataError, QsteerError
 from qsteer_ros.nodes import messages, policy_parts
+from qsteer_ros.nodes.clock_steps import ClockSteps
 from qsteer_ros.nodes.executors import ServiceThreadExecutor
 from qsteer_ros.nodes.observations import ObservationAssembler
 from qsteer_ros.nodes.parameters import changed, declare
@@ -138,7 +144,13 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         topics = PolicyTopics(self, parts)
         assembler = ObservationAssembler(parts.sizes, settings.age_limits(), messages.to_image)
         loop = PolicyLoop(
-            parts, settings, assembler, self._now_ns, topics.outlets(self._warn), self._report
+            parts,
+            settings,
+            assembler,
+            self._now_ns,
+            topics.outlets(self._warn),
+            self._report,
+            self._clock_steps(),
         )
         topics.listen(assembler, loop.notify, self._refuse_joints)
         self._loop, self._topics = loop, topics
@@ -150,6 +162,12 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         if self._topics is not None:
             self._topics.close()
         self._loop = self._topics = self._parts = None
+
+    def _clock_steps(self) -> Callable[[], int]:
+        """What notices that the clock was set; simulated time runs, pauses and jumps at will."""
+        if self.get_clock().ros_time_is_active:
+            return lambda: 0
+        return ClockSteps(self._now_ns).look
 
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
@@ -209,7 +227,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         return SetParametersResult(successful=True)
 
     def _refuse_fixed(self, changes: Sequence[Parameter]) -> None:
-        fixed = sorted({c.name for c in changes} & AT_CONFIGURE)
+        fixed = sorted({c.name for c in changes} & (AT_CONFIGURE | {"use_sim_time"}))
         if fixed:
             raise ConfigError(
                 f"parameters {fixed} must be set while the node is unconfigured: it is "

@@ -28,6 +28,7 @@ class PolicyReport:
         self._counts: Counter[str] = Counter()
         self._mode = ""
         self._reason = ""
+        self._serious = False
         self._refused_before = 0
         self._stale = ""
         self._failure = ""
@@ -55,15 +56,18 @@ class PolicyReport:
                 self._note(f"{stage}_ms", meta["timings_ns"][stage] * 1e-6)
             self._note("tracking_error_rad", float(np.abs(plan.tracking_error_rad).max()))
 
-    def refused(self, kind: str, reason: str) -> None:
-        """An observation or chunk was refused; ``kind`` is the error's name."""
+    def refused(self, kind: str, reason: str, *, serious: bool = False) -> None:
+        """An observation or chunk was refused; ``kind`` is the error's name.
+
+        ``serious``: nothing gets better by itself.
+        """
         with self._lock:
             self._counts["refused"] += 1
             self._counts[f"refused_{kind}"] += 1
-            self._reason = reason
+            self._reason, self._serious = reason, serious
 
     def held(self, reason: str) -> None:
-        """The arm was brought to rest because ``reason``."""
+        """The arm was brought to rest, or left to come to rest, because ``reason``."""
         with self._lock:
             self._counts["holds"] += 1
             self._stale = reason
@@ -106,7 +110,7 @@ class PolicyReport:
         if self._stale:
             return STALE, self._stale
         if self._counts["refused"] > self._refused_before:
-            return WARN, self._reason
+            return ERROR if self._serious else WARN, self._reason
         ratio = self._recent.get("ratio")
         if self._mode in GUIDED and ratio:
             mean = float(np.mean(ratio))

@@ -12,7 +12,7 @@ pytest.importorskip("rclpy")
 from qsteer_ros.errors import DataError
 from qsteer_ros.motion.decoder import make_decoder
 from qsteer_ros.motion.kinematics import Kinematics, tool_down
-from qsteer_ros.motion.path import peaks
+from qsteer_ros.motion.path import peaks, sample
 from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.nodes.messages import ERROR, OK, STALE, WARN
 from qsteer_ros.nodes.observations import ObservationAssembler
@@ -67,6 +67,8 @@ class Bench:
 
     def __init__(self, **parameters):
         self.now_ns = 1_000 * MS
+        self.step_ns = 0  # how far the clock was set since it was last looked at
+        self.position = START  # of an arm that has been told nothing yet
         self.steered = FakeSteered()
         self.parameters = PolicyParameters(**{"seed": 7, **parameters})
         self.assembler = ObservationAssembler(SIZES, self.parameters.age_limits(), lambda f: f)
@@ -84,13 +86,31 @@ class Bench:
                 warn=self.warnings.append,
             ),
             self.report,
+            self.look,
         )
 
-    def observe(self, at_ms):
-        """A frame and joints at a time; the clock moves on to it if it is behind."""
+    def look(self):
+        step_ns, self.step_ns = self.step_ns, 0
+        return step_ns
+
+    def set_clock(self, by_ms):
+        self.step_ns = by_ms * MS
+        self.now_ns += by_ms * MS
+
+    def observe(self, at_ms, position=None, velocity=0.0):
+        """A frame and joints at a time; the clock moves on to it if it is behind.
+
+        The arm is where it was told to be, unless the test says otherwise.
+        """
         stamp_ns = round(at_ms * MS)
         self.now_ns = max(self.now_ns, stamp_ns)
-        self.assembler.add_joints(RobotState(stamp_ns, START, np.zeros(6), 0.0))
+        if position is None:
+            position = self.position
+            for path, start_ns in self.paths:
+                if stamp_ns >= start_ns:
+                    position = sample(path, stamp_ns - start_ns)[0][:6]
+        state = RobotState(stamp_ns, np.array(position), np.full(6, velocity), 0.0)
+        self.assembler.add_joints(state)
         self.assembler.add_frame("front", stamp_ns, np.zeros((4, 6, 3), dtype=np.uint8))
         self.loop.notify()
 
@@ -187,6 +207,20 @@ def test_setting_the_seed_starts_the_numbers_again(bench):
     assert one.steered.asked[-1][1] == chunk_seed(9, 0)
 
 
+def test_setting_the_seed_while_the_first_chunk_is_in_work_skips_no_number(bench):
+    one = bench(execute_steps=1)
+    one.loop.activate()
+    one.steered.gate.clear()
+    one.observe(1000)
+    one.until(lambda: one.steered.asked, "the first question")
+    one.loop.revise(one.parts, PolicyParameters(seed=9, execute_steps=1), restart=True)
+    one.steered.gate.set()
+    one.answered(1)
+    one.observe(1050)
+    one.answered(2)
+    assert one.steered.asked[-1][1] == chunk_seed(9, 0)
+
+
 def test_one_answer_is_in_work_and_the_newest_observation_is_next(bench):
     one = bench(execute_steps=1)
     one.loop.activate()
@@ -260,29 +294,97 @@ def test_an_answer_that_comes_after_deactivation_is_dropped(bench):
 
 
 def test_when_observations_stop_the_arm_is_held_once_and_goes_on_when_they_return(bench):
-    one = bench()
+    one = bench(max_age_s=0.3)
     one.loop.activate()
     one.observe(1000)
     one.answered(1)
-    one.now_ns += 401 * MS
+    one.now_ns += 301 * MS
     for _ in range(3):
         one.loop.watch()
     assert len(one.paths) == 2
-    assert "camera frame must be at most 400 ms old: it is 401 ms" in one.warnings[-1]
+    assert "camera frame must be at most 300 ms old: it is 301 ms" in one.warnings[-1]
     level, sentence, values = one.report.summary("active")
     assert level == STALE
-    assert "400 ms" in sentence
+    assert "300 ms" in sentence
     assert values["holds"] == 1
-    one.observe(1410)
+    one.observe(1310)
     one.answered(2)
     one.loop.watch()
     assert one.report.summary("active")[0] == OK
-    one.now_ns += 500 * MS
+    one.now_ns += 301 * MS
     one.loop.watch()
     assert len(one.paths) == 4
 
 
-def test_a_hung_policy_does_not_delay_the_hold(bench):
+def test_a_path_that_has_come_to_rest_is_not_commanded_again(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.now_ns += 3_600_000 * MS
+    one.loop.watch()
+    assert one.report.summary("active")[2]["holds"] == 1
+    one.loop.deactivate()
+    assert len(one.paths) == 1
+
+
+def test_an_arm_that_was_moved_is_commanded_again_only_after_another_activation(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    moved = START + np.array([0.2, 0, 0, 0, 0, 0])
+    one.observe(60_000, moved)
+    one.until(lambda: one.warnings, "the refusal")
+    level, sentence, values = one.report.summary("active")
+    assert level == ERROR
+    assert "Deactivate and activate" in sentence
+    assert values["refused_NotFollowing"] == 1
+    one.loop.deactivate()
+    assert len(one.paths) == 1
+    one.loop.activate()
+    one.observe(60_050, moved)
+    one.answered(2)
+    np.testing.assert_allclose(one.paths[-1][0].positions[0, :6], moved)
+
+
+def test_an_arm_that_still_moves_is_taken_over_when_it_rests(bench):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.now_ns += 120 * MS
+    one.loop.deactivate()
+    one.loop.activate()
+    one.observe(1150, velocity=0.5)
+    one.until(lambda: one.warnings, "the refusal")
+    assert "must start at rest" in one.warnings[-1]
+    one.observe(1400)
+    one.answered(2)
+    np.testing.assert_array_equal(one.paths[-1][0].velocities[0], np.zeros(7))
+
+
+@pytest.mark.parametrize("by_ms", [-350, 350, 3_600_000])
+def test_when_the_clock_is_set_the_arm_comes_to_rest_and_goes_on_from_there(bench, by_ms):
+    one = bench(execute_steps=1)
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    path, start_ns = one.paths[0]
+    one.now_ns = 1100 * MS
+    one.set_clock(by_ms)
+    one.loop.watch()
+    assert "the clock must not be set" in one.warnings[0]
+    one.observe(1150 + by_ms)  # at rest between two motions, as it may be by chance
+    rest_ns = start_ns + round(path.times_s[-1] * 1e9) + by_ms * MS
+    one.position, one.paths[:] = path.positions[-1, :6], []
+    one.observe(rest_ns / MS + 1)
+    one.answered(2)
+    assert [stamp for stamp, _ in one.steered.asked] == [1000 * MS, rest_ns + MS]
+    np.testing.assert_allclose(one.paths[-1][0].positions[0, :6], path.positions[-1, :6])
+
+
+def test_a_clock_that_is_set_sends_nothing_that_was_in_work(bench):
     one = bench()
     one.loop.activate()
     one.observe(1000)
@@ -290,11 +392,27 @@ def test_a_hung_policy_does_not_delay_the_hold(bench):
     one.steered.gate.clear()
     one.observe(1250)
     one.until(lambda: len(one.steered.asked) == 2, "the second question")
-    one.now_ns += 500 * MS
+    one.set_clock(-100)
+    one.steered.gate.set()
+    one.until(lambda: one.warnings, "the refusal")
+    one.set_clock(-100)
+    one.loop.deactivate()
+    assert len(one.paths) == 1
+
+
+def test_a_hung_policy_does_not_delay_the_hold(bench):
+    one = bench(max_age_s=0.1)
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.steered.gate.clear()
+    one.observe(1250)
+    one.until(lambda: len(one.steered.asked) == 2, "the second question")
+    one.now_ns += 101 * MS
     one.loop.watch()
     assert len(one.paths) == 2
     one.steered.gate.set()
-    one.until(lambda: one.warnings and "it took 500 ms" in one.warnings[-1], "the refusal")
+    one.until(lambda: one.warnings and "it took 101 ms" in one.warnings[-1], "the refusal")
     assert len(one.paths) == 2
 
 
