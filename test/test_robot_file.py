@@ -115,6 +115,26 @@ REFUSALS = {
         "'workspace.lower' must be below workspace.upper",
     ),
     "a missing URDF": (lambda c: c.update(urdf="none.urdf"), "'none.urdf' must exist"),
+    "a camera topic that is no ROS name": (
+        lambda c: c["cameras"]["front"].update(topic="front camera"),
+        "'cameras.front.topic' must be a ROS name.*got 'front camera'",
+    ),
+    "a controller that is no ROS name": (
+        lambda c: c.update(controller="my arm/joint"),
+        "'controller' must be a ROS name",
+    ),
+    "joint states on no ROS name": (
+        lambda c: c.update(joint_states_topic="joints//2"),
+        "'joint_states_topic' must be a ROS name",
+    ),
+    "a gripper that is a joint of the arm": (
+        lambda c: c["gripper"].update(joint="wrist_3_joint"),
+        "'gripper.joint' must not be one of 'joints': got 'wrist_3_joint'",
+    ),
+    "a control period below a nanosecond": (
+        lambda c: c.update(control_dt_s=1e-10),
+        "'control_dt_s' must be a number above 0.001",
+    ),
     "no bound of tracking": (
         lambda c: c["limits"].update(tracking_rad=0.0),
         "'limits.tracking_rad' must be a number above 0",
@@ -149,6 +169,40 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
     path.write_text("a: [")
     with pytest.raises(ConfigError, match="must be YAML"):
         RobotFile.load(path)
+
+
+def test_a_key_that_is_given_twice_is_refused(written):
+    path = written(lambda c: None)
+    path.write_text(path.read_text() + "\ncontroller: other\n")
+    with pytest.raises(ConfigError, match=r"(?s)YAML.*key 'controller' must be given once"):
+        RobotFile.load(path)
+
+
+def test_a_key_that_is_given_twice_in_a_section_is_refused(tmp_path):
+    path = tmp_path / "robot.yaml"
+    path.write_text("limits: {lower: [0], lower: [1]}\n")
+    with pytest.raises(ConfigError, match="key 'lower' must be given once"):
+        RobotFile.load(path)
+
+
+@pytest.mark.parametrize("name", ["robot.yaml", "ur5e.urdf"])
+def test_a_file_that_cannot_be_read_is_refused(name, written, tmp_path, monkeypatch):
+    path = written(lambda c: None)
+    read = type(path).read_bytes
+
+    def denied(self):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return read(self)
+
+    monkeypatch.setattr(type(path), "read_bytes", denied)
+    with pytest.raises(ConfigError, match=r"must be readable files: .*Permission denied"):
+        RobotFile.load(path)
+
+
+def test_a_folder_is_no_robot_file(tmp_path):
+    with pytest.raises(ConfigError):
+        RobotFile.load(tmp_path)
 
 
 def test_the_refuse_factor_is_above_one(written):

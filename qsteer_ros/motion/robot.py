@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ _KEYS = frozenset({
     "name", "joints", "urdf", "tool_frame", "gripper", "cameras", "joint_states_topic",
     "controller", "control_dt_s", "action", "workspace", "limits", "servo",
 })  # fmt: skip
+
+_TOPIC = re.compile(r"(/|~/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,28 @@ class RobotFile:
         """
         file = resources.find(path)
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+            return _Reader(file).robot(content)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"robot file '{file}' must be YAML: {error}.") from error
-        return _Reader(file).robot(content)
+        except OSError as error:
+            raise ConfigError(
+                f"robot file '{file}' and its URDF must be readable files: {error}. "
+                "Check the name and its permissions."
+            ) from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key may not be given twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' must be given once", node.value[place][0].start_mark
+                )
+        return dict(super().construct_mapping(node, deep=deep))
 
 
 class _Reader:
@@ -203,6 +224,12 @@ class _Reader:
             raise self.fail(key, "be a non-empty text", value)
         return value
 
+    def topic(self, value: object, key: str) -> str:
+        topic = self.text(value, key)
+        if not _TOPIC.fullmatch(topic):
+            raise self.fail(key, "be a ROS name: words of a-z, 0-9 and _ between slashes", value)
+        return topic
+
     def texts(self, value: object, key: str) -> tuple[str, ...]:
         if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
             raise self.fail(key, "be a list of different names", value)
@@ -220,7 +247,7 @@ class _Reader:
             if not isinstance(c[side], int) or isinstance(c[side], bool) or c[side] < 1:
                 raise self.fail(f"{key}.{side}", "be a positive number of pixels", c[side])
         transport = self.choice(c["transport"], f"{key}.transport", ("raw", "compressed"))
-        topic = self.text(c["topic"], f"{key}.topic")
+        topic = self.topic(c["topic"], f"{key}.topic")
         return Camera(topic, cast(Transport, transport), c["width"], c["height"])
 
     def limits(self, content: object, joints: int) -> JointLimits:
@@ -263,6 +290,9 @@ class _Reader:
             raise self.fail("workspace.lower", "be below workspace.upper", workspace["lower"])
         if not isinstance(c["cameras"], dict) or not c["cameras"]:
             raise self.fail("cameras", "name at least one camera", c["cameras"])
+        gripper_joint = self.text(gripper["joint"], "gripper.joint")
+        if gripper_joint in joints:
+            raise self.fail("gripper.joint", "not be one of 'joints'", gripper_joint)
         urdf = self.urdf(self.text(c["urdf"], "urdf"))
         meaning = self.choice(
             action["meaning"], "action.meaning", ("end_effector_delta", "joint_position")
@@ -270,7 +300,7 @@ class _Reader:
         return RobotFile(
             name=self.text(c["name"], "name"),
             joints=joints,
-            gripper_joint=self.text(gripper["joint"], "gripper.joint"),
+            gripper_joint=gripper_joint,
             gripper_closed_rad=self.number(gripper["closed_rad"], "gripper.closed_rad"),
             gripper_tau_s=self.number(gripper["tau_s"], "gripper.tau_s"),
             gripper_rate_rad_per_s=self.number(
@@ -280,9 +310,9 @@ class _Reader:
                 gripper["effort_full_scale_n"], "gripper.effort_full_scale_n"
             ),
             cameras=MappingProxyType({str(n): self.camera(n, v) for n, v in c["cameras"].items()}),
-            joint_states_topic=self.text(c["joint_states_topic"], "joint_states_topic"),
-            controller=self.text(c["controller"], "controller"),
-            control_dt_s=self.number(c["control_dt_s"], "control_dt_s"),
+            joint_states_topic=self.topic(c["joint_states_topic"], "joint_states_topic"),
+            controller=self.topic(c["controller"], "controller"),
+            control_dt_s=self.number(c["control_dt_s"], "control_dt_s", least=1e-3),
             action_meaning=cast(ActionMeaning, meaning),
             action_names=names,
             action_scale=self.array(action["scale"], "action.scale", len(names)),
