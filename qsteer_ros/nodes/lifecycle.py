@@ -1,13 +1,16 @@
-"""Drives a lifecycle node from outside, and sets parameters of a node, with refusals as errors."""
+"""Drives a lifecycle node from outside, with refusals as errors; tells of its own failures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParametersAtomically
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter, parameter_value_to_python
 
 from qsteer_ros.errors import ConfigError
@@ -32,6 +35,25 @@ _NAMES = {
     Transition.TRANSITION_DEACTIVATE: "deactivate",
     Transition.TRANSITION_CLEANUP: "clean up",
 }
+
+
+def told(transition: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A transition whose unexpected errors are logged; rclpy swallows them without a word.
+
+    The node then goes through its ``on_error``.
+    """
+
+    @functools.wraps(transition)
+    def wrapped(node: Any, state: Any) -> Any:
+        try:
+            return transition(node, state)
+        except Exception:  # a defect: whatever it is, it must be seen
+            node.get_logger().error(
+                f"{transition.__name__} failed unexpectedly:\n{traceback.format_exc()}"
+            )
+            return TransitionCallbackReturn.ERROR
+
+    return wrapped
 
 
 class RemoteNode:

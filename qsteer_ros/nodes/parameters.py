@@ -9,12 +9,15 @@
     parameters = declare(node, SimParameters)
 
 Values from files, the command line and ``ros2 param set`` pass the same checks and are refused
-with the same sentences. Whole numbers are taken where a field is a float.
+with the same sentences. Whole numbers are taken where a field is a float. A misspelt name is
+refused at start; one that is like none of the node's own may be meant for another node that the
+same file configures, and is told in the log.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -125,8 +128,9 @@ def declare(node: Any, kind: type[P]) -> P:
     does with accepted ones is its own business (``add_post_set_parameters_callback``).
 
     Raises:
-        ConfigError: A value given at start breaks its rule.
+        ConfigError: A value given at start breaks its rule, or a name is a misspelt one.
     """
+    _refuse_misspelt(node, {field.name for field in fields(cast(Any, kind))})
     values = {}
     for field in fields(cast(Any, kind)):
         rule = cast(_Rule, field.metadata["param"])
@@ -154,6 +158,21 @@ def declare(node: Any, kind: type[P]) -> P:
 
     node.add_on_set_parameters_callback(judge)
     return kind(**values)
+
+
+def _refuse_misspelt(node: Any, own: set[str]) -> None:
+    """Hold the names given at start against the node's own; rclpy ignores unknown ones."""
+    given = set(node._parameter_overrides)
+    for name in sorted(given - own):
+        if node.has_parameter(name) or name.startswith("qos_overrides."):
+            continue
+        close = difflib.get_close_matches(name, sorted(own), 1, cutoff=0.75)
+        if close:
+            raise ConfigError(
+                f"'{name}' is not a parameter of {node.get_name()}. Did you mean '{close[0]}'? If "
+                "it is meant for another node, put it under that node's name in the file."
+            )
+        node.get_logger().warning(f"'{name}' is not a parameter of this node: it is ignored.")
 
 
 def changed(parameters: P, changes: Sequence[Parameter]) -> P:

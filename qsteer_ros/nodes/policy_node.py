@@ -36,7 +36,11 @@ import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import (
+    CallbackGroup,
+    MutuallyExclusiveCallbackGroup,
+    ReentrantCallbackGroup,
+)
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -47,6 +51,7 @@ from qsteer_ros.errors import ConfigError, DataError, QsteerError
 from qsteer_ros.nodes import messages, policy_parts
 from qsteer_ros.nodes.clock_steps import ClockSteps
 from qsteer_ros.nodes.executors import ServiceThreadExecutor
+from qsteer_ros.nodes.lifecycle import told
 from qsteer_ros.nodes.observations import ObservationAssembler
 from qsteer_ros.nodes.parameters import changed, declare
 from qsteer_ros.nodes.policy_loop import PolicyLoop
@@ -67,6 +72,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
     """
 
     def __init__(self, **options: Any) -> None:
+        self._shared_group = ReentrantCallbackGroup()
         super().__init__("policy_node", **options)
         self._settings = declare(self, PolicyParameters)
         self._report = PolicyReport()
@@ -83,8 +89,14 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self.create_timer(WATCH_PERIOD_S, self._on_watch, callback_group=own_group, clock=steady)
         self.create_timer(1.0, self._on_report, callback_group=own_group, clock=steady)
 
+    @property
+    def default_callback_group(self) -> CallbackGroup:
+        """Of /clock and the services: time must go on while one of these loads a critic."""
+        return self._shared_group
+
     # Transitions. A refusal leaves the node in the state it came from.
 
+    @told
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load, check, warm up, subscribe. Nothing moves."""
         torch.set_num_threads(self._settings.num_threads)
@@ -102,6 +114,7 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         )
         return super().on_configure(state)
 
+    @told
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to command."""
         if self._loop is None or self._loop.failure is not None:
@@ -113,24 +126,28 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         self._loop.activate()
         return done
 
+    @told
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Decelerate to rest."""
         if self._loop is not None:
             self._loop.deactivate()
         return super().on_deactivate(state)
 
+    @told
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything that configure made."""
         self._disconnect()
         return super().on_cleanup(state)
 
+    @told
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Decelerate to rest and free everything."""
         self._disconnect()
         return super().on_shutdown(state)
 
+    @told
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After an unexpected error in a transition: at rest, unconfigured."""
+        """After an unexpected error in a transition (it is in the log): at rest, unconfigured."""
         self._disconnect()
         return Transition.SUCCESS
 
@@ -141,9 +158,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
 
     def _connect(self, parts: Parts) -> None:
         settings = self._settings
-        topics = PolicyTopics(self, parts)
+        self._topics = topics = PolicyTopics(self, parts)
         assembler = ObservationAssembler(parts.sizes, settings.age_limits(), messages.to_image)
-        loop = PolicyLoop(
+        self._loop = loop = PolicyLoop(
             parts,
             settings,
             assembler,
@@ -153,7 +170,6 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             self._clock_steps(),
         )
         topics.listen(assembler, loop.notify, self._refuse_joints)
-        self._loop, self._topics = loop, topics
 
     def _disconnect(self) -> None:
         if self._loop is not None:

@@ -55,6 +55,21 @@ def test_overrides_are_taken_and_typed(node):
     assert isinstance(found.weight, float)
 
 
+@pytest.mark.parametrize(("name", "meant"), [("wieght", "weight"), ("step", "steps")])
+def test_a_misspelt_name_at_start_is_refused_with_the_one_meant(name, meant, node):
+    with pytest.raises(ConfigError, match=f"'{name}' is not .* of some. Did you mean '{meant}'"):
+        declare(node(**{name: 3}), Some)
+
+
+def test_names_that_the_node_or_another_one_knows_are_not_refused(node):
+    overrides = {
+        "use_sim_time": False,
+        "qos_overrides./clock.subscription.depth": 1,
+        "real_time_factor": 2.0,
+    }
+    assert declare(node(**overrides), Some) == Some()
+
+
 REFUSALS = {
     "below its bounds": (
         "weight",

@@ -8,6 +8,7 @@ import threading
 import time
 from array import array
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
@@ -359,6 +361,70 @@ def test_a_process_that_is_told_to_end_brings_the_arm_to_rest(context, number):
         process.kill()
         process.wait()
         arm.own.destroy_node()
+
+
+def test_an_unexpected_error_while_configuring_is_told_and_frees_everything(context, monkeypatch):
+    from qsteer_ros.nodes import policy_topics
+
+    def broken(self, *args):
+        raise ZeroDivisionError("a defect")
+
+    with running(context) as arm:
+        told = []
+        monkeypatch.setattr(arm.node, "get_logger", lambda: SimpleNamespace(error=told.append))
+        listen = policy_topics.PolicyTopics.listen
+        monkeypatch.setattr(policy_topics.PolicyTopics, "listen", broken)
+        threads = threading.active_count()
+        publishers = len(list(arm.node.publishers))
+        with pytest.raises(ConfigError, match="must configure: it failed"):
+            arm.drive_to("inactive")
+        assert any("ZeroDivisionError: a defect" in sentence for sentence in told)
+        assert len(list(arm.node.publishers)) == publishers
+        assert threading.active_count() <= threads + 1  # the one of the services
+        monkeypatch.undo()
+        assert policy_topics.PolicyTopics.listen is listen
+        arm.drive_to("inactive")
+
+
+def test_the_clock_is_not_changed_while_the_node_is_configured(context):
+    with running(context) as arm:
+        arm.drive_to("inactive")
+        with pytest.raises(ConfigError, match=r"parameters \['use_sim_time'\] must be set while"):
+            arm.set(use_sim_time=True)
+        assert not arm.node.get_clock().ros_time_is_active
+        arm.drive_to("unconfigured")
+        arm.set(use_sim_time=True)
+        assert arm.node.get_clock().ros_time_is_active
+
+
+def test_simulated_time_goes_on_while_a_critic_is_loaded(context, monkeypatch):
+    from qsteer_ros.nodes import policy_parts
+
+    loading, go_on = threading.Event(), threading.Event()
+    load = policy_parts.Critic.load
+
+    def slowly(*args, **kwargs):
+        loading.set()
+        assert go_on.wait(WAIT_S)
+        return load(*args, **kwargs)
+
+    with running(context, use_sim_time=True) as arm:
+        clock = arm.own.create_publisher(Clock, "/clock", 10)
+        arm.drive_to("inactive")
+        monkeypatch.setattr(policy_parts.Critic, "load", slowly)
+        setting = threading.Thread(target=arm.set, kwargs={"critic": "checkpoints/critic_goal3"})
+        setting.start()
+        try:
+            assert loading.wait(WAIT_S)
+
+            def ticked():
+                clock.publish(Clock(clock=to_stamp(7_000_000_000)))
+                return arm.node.get_clock().now().nanoseconds == 7_000_000_000
+
+            arm.until(ticked, "the node's clock")
+        finally:
+            go_on.set()
+            setting.join(WAIT_S)
 
 
 def test_stamps_count_on_the_nodes_clock(context):
