@@ -7,31 +7,36 @@ real one ``activate`` is false and a person activates.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import rclpy
 from rclpy.node import Node
 
 from qsteer_ros.errors import QsteerError
 from qsteer_ros.nodes.lifecycle import RemoteNode
+from qsteer_ros.nodes.parameters import declare, param
 from qsteer_ros.nodes.waiting import Foreground, Stopped
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point; exit status 1 when the policy node refuses or does not answer.
+@dataclass(frozen=True)
+class AutostartParameters:
+    """Parameters of the node that starts the policy."""
 
-    Parameters: ``node`` (name of the lifecycle node), ``activate``, ``timeout_s`` (for loading
-    and warming up, seconds).
-    """
+    node: str = param("policy_node", "Name of the lifecycle node.")
+    activate: bool = param(False, "Whether it shall be activated too.")
+    timeout_s: float = param(120.0, "For loading and warming up, s.", bounds=(1.0, 3600.0))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point; exit status 1 when the policy node refuses or does not answer."""
     rclpy.init(args=args)
     node = Node("autostart_node")
-    target = node.declare_parameter("node", "policy_node").value
-    activate = node.declare_parameter("activate", False).value
-    timeout_s = node.declare_parameter("timeout_s", 120.0).value
     try:
+        wanted = declare(node, AutostartParameters)
         with Foreground(node) as foreground:
-            state = "active" if activate else "inactive"
-            RemoteNode(foreground, target).drive_to(state, timeout_s=timeout_s)
-        node.get_logger().info(f"{target} is {state}")
+            state = "active" if wanted.activate else "inactive"
+            RemoteNode(foreground, wanted.node).drive_to(state, timeout_s=wanted.timeout_s)
+        node.get_logger().info(f"{wanted.node} is {state}")
         return 0
     except QsteerError as error:
         node.get_logger().fatal(str(error))

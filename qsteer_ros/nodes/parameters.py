@@ -10,8 +10,8 @@
 
 Values from files, the command line and ``ros2 param set`` pass the same checks and are refused
 with the same sentences. Whole numbers are taken where a field is a float. A misspelt name is
-refused at start; one that is like none of the node's own may be meant for another node that the
-same file configures, and is told in the log.
+refused at start; one that is like none of the node's own, or is another node's, may stand in a
+file that is given to every node: it is told in the log.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
+import yaml
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.parameter import Parameter
 
+from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
 
 P = TypeVar("P")
@@ -162,17 +164,32 @@ def declare(node: Any, kind: type[P]) -> P:
 
 def _refuse_misspelt(node: Any, own: set[str]) -> None:
     """Hold the names given at start against the node's own; rclpy ignores unknown ones."""
-    given = set(node._parameter_overrides)
-    for name in sorted(given - own):
-        if node.has_parameter(name) or name.startswith("qos_overrides."):
-            continue
+    given = set(node._parameter_overrides)  # rclpy offers no other way
+    other = sorted(
+        name
+        for name in given - own
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    )
+    if not other:
+        return
+    elsewhere = _shipped_names()
+    for name in other:
         close = difflib.get_close_matches(name, sorted(own), 1, cutoff=0.75)
-        if close:
+        if close and name not in elsewhere:
             raise ConfigError(
                 f"'{name}' is not a parameter of {node.get_name()}. Did you mean '{close[0]}'? If "
                 "it is meant for another node, put it under that node's name in the file."
             )
-        node.get_logger().warning(f"'{name}' is not a parameter of this node: it is ignored.")
+    node.get_logger().warning(f"{other} are not parameters of this node: they are ignored.")
+
+
+def _shipped_names() -> set[str]:
+    """Names in the shipped parameter files: a copy of one of them may be given to every node."""
+    names: set[str] = set()
+    for file in ("sim.yaml", "policy.yaml", "logger.yaml", "session.yaml"):
+        content = yaml.safe_load(resources.find(file).read_text(encoding="utf-8"))
+        names |= set(content["/**"]["ros__parameters"])
+    return names
 
 
 def changed(parameters: P, changes: Sequence[Parameter]) -> P:

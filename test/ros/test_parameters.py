@@ -11,8 +11,11 @@ from rclpy.parameter import Parameter
 
 from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.nodes.logger_node import LoggerParameters
 from qsteer_ros.nodes.parameters import changed, check, declare, param
 from qsteer_ros.nodes.policy_parameters import AT_CONFIGURE, PolicyParameters
+from qsteer_ros.nodes.session_node import SessionParameters
+from qsteer_ros.nodes.sim_parameters import SimParameters
 
 pytestmark = pytest.mark.ros
 
@@ -68,6 +71,15 @@ def test_names_that_the_node_or_another_one_knows_are_not_refused(node):
         "real_time_factor": 2.0,
     }
     assert declare(node(**overrides), Some) == Some()
+
+
+def test_a_copy_of_the_policys_file_may_be_given_to_every_node(node):
+    content = yaml.safe_load(resources.find("policy.yaml").read_text())
+    for kind in (SessionParameters, SimParameters, LoggerParameters):
+        others = set(content["/**"]["ros__parameters"]) - {
+            f.name for f in dataclasses.fields(kind)
+        }
+        declare(node(**dict.fromkeys(others, 1)), kind)
 
 
 REFUSALS = {
