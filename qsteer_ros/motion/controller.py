@@ -176,6 +176,9 @@ class ChunkController:
         Returns:
             The path, or None when nothing is to be sent: no commanded path is running then, or
             the arm does not follow it. What was sent before comes to rest by itself.
+
+        Raises:
+            DataError: The deceleration would leave the limits; it is not commanded.
         """
         self._planned_stamp_ns = None
         commanded = self._commanded
@@ -188,6 +191,7 @@ class ChunkController:
         arm = with_tail(np.zeros(1), position[None], velocity[None], TAIL_S)
         if not within(arm, self._robot.limits):
             arm = brake(position, velocity, self._robot.limits)
+            check_path(arm, self._robot)
         path = self._with_gripper(arm, np.full(len(arm.times_s), start[0][-1]), start)
         self._before, self._commanded = commanded, TimedPath(path, effective_ns)
         return path

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import qsteer_ros
-from qsteer_ros.errors import QsteerError, StaleObservation
+from qsteer_ros.errors import DataError, QsteerError, StaleObservation
 from qsteer_ros.motion.controller import ChunkController, NotFollowing, PlanReport
 from qsteer_ros.nodes.observations import SET_BACK_NS, ObservationAssembler
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
@@ -260,7 +260,12 @@ class PolicyLoop:
         if self._check_clock():
             return
         effective_ns = self._now_ns() + round(self._parameters.lead_s * 1e9)
-        path = self._controller.hold(effective_ns, self._assembler.last_joints())
+        try:
+            path = self._controller.hold(effective_ns, self._assembler.last_joints())
+        except DataError as error:  # the path that runs comes to rest by itself
+            self._report.refused(type(error).__name__, str(error))
+            self._outlets.warn(str(error))
+            return
         if path is not None:
             self._outlets.path(path, effective_ns)
 

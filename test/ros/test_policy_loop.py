@@ -23,7 +23,7 @@ from qsteer_ros.nodes.policy_report import PolicyReport
 from qsteer_ros.policies.bookkeeping import chunk_seed
 from qsteer_ros.policies.steered import Decision
 from qsteer_ros.replay.decision import DecisionRecord
-from qsteer_ros.types import RobotState
+from qsteer_ros.types import JointPath, RobotState
 
 pytestmark = pytest.mark.ros
 WAIT_S = 10.0
@@ -314,6 +314,20 @@ def test_when_observations_stop_the_arm_is_held_once_and_goes_on_when_they_retur
     one.now_ns += 301 * MS
     one.loop.watch()
     assert len(one.paths) == 4
+
+
+def test_a_hold_beyond_the_limits_is_not_sent_and_told(bench, monkeypatch):
+    one = bench()
+    one.loop.activate()
+    one.observe(1000)
+    one.answered(1)
+    one.now_ns += 120 * MS
+    fast = JointPath(np.array([0.0, 0.1]), np.array([[0.0] * 6, [1.0] * 6]), np.zeros((2, 6)))
+    monkeypatch.setattr("qsteer_ros.motion.controller.within", lambda path, limits: False)
+    monkeypatch.setattr("qsteer_ros.motion.controller.brake", lambda *state: fast)
+    one.loop.deactivate()
+    assert "a path must keep the speed limit of" in one.warnings[-1]
+    assert len(one.paths) == 1
 
 
 def test_a_path_that_has_come_to_rest_is_not_commanded_again(bench):
