@@ -14,7 +14,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter, parameter_value_to_python
 
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.nodes.waiting import Foreground
+from qsteer_ros.nodes.waiting import REPEAT_S, Foreground, NoAnswer
 
 STATES = {
     "unconfigured": State.PRIMARY_STATE_UNCONFIGURED,
@@ -80,7 +80,9 @@ class RemoteNode:
             NoAnswer: The node does not answer.
         """
         request = GetParameters.Request(names=list(names))
-        answer = self._foreground.call(self._get_parameters, request, timeout_s=timeout_s)
+        answer = self._foreground.call(
+            self._get_parameters, request, timeout_s=timeout_s, repeat_s=REPEAT_S
+        )
         values = list(answer.values) or [None] * len(names)
         return {
             name: None if value is None else parameter_value_to_python(value)
@@ -98,7 +100,9 @@ class RemoteNode:
         request.parameters = [
             Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
         ]
-        result = self._foreground.call(self._set_parameters, request, timeout_s=timeout_s).result
+        result = self._foreground.call(
+            self._set_parameters, request, timeout_s=timeout_s, repeat_s=REPEAT_S
+        ).result
         if not result.successful:
             raise ConfigError(f"{self.name} refuses {dict(values)}: {result.reason}")
 
@@ -110,13 +114,7 @@ class RemoteNode:
             NoAnswer: The node does not answer a request within ``timeout_s``.
         """
         target = STATES[state]
-        while True:
-            answer = self._foreground.call(
-                self._get_state, GetState.Request(), timeout_s=timeout_s
-            )
-            current = answer.current_state
-            if current.id == target:
-                return
+        while (current := self._state(timeout_s)).id != target:
             if (current.id, target) not in _NEXT:
                 raise ConfigError(
                     f"{self.name} must be able to become {state}: it is {current.label}. "
@@ -124,7 +122,19 @@ class RemoteNode:
                 )
             transition = _NEXT[(current.id, target)]
             request = ChangeState.Request(transition=Transition(id=transition))
-            if not self._foreground.call(self._change_state, request, timeout_s=timeout_s).success:
+            try:
+                done = self._foreground.call(self._change_state, request, timeout_s=timeout_s)
+            except NoAnswer:  # the answer may be lost, the transition made
+                if self._state(timeout_s).id == current.id:
+                    raise
+                continue
+            if not done.success:
                 raise ConfigError(
                     f"{self.name} must {_NAMES[transition]}: it failed. Its log says why."
                 )
+
+    def _state(self, timeout_s: float) -> Any:
+        request = GetState.Request()
+        return self._foreground.call(
+            self._get_state, request, timeout_s=timeout_s, repeat_s=REPEAT_S
+        ).current_state

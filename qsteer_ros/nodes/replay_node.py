@@ -30,7 +30,7 @@ from qsteer_ros.errors import ConfigError, DataError, QsteerError
 from qsteer_ros.nodes.lifecycle import RemoteNode
 from qsteer_ros.nodes.messages import from_stamp, to_stamp
 from qsteer_ros.nodes.parameters import declare, param
-from qsteer_ros.nodes.waiting import Foreground, Stopped
+from qsteer_ros.nodes.waiting import REPEAT_S, Foreground, Stopped
 from qsteer_ros.replay.bag import write_atomically
 from qsteer_ros.replay.divergence import Divergence, compare
 from qsteer_ros.replay.reader import EpisodeReader, JointTrack
@@ -99,7 +99,9 @@ class ReplayRunner:
         self._sim.set_parameters(
             {"seed": info.seed, "goal": info.goal}, timeout_s=SERVICE_TIMEOUT_S
         )
-        answer = self._foreground.call(self._reset, Trigger.Request(), timeout_s=SERVICE_TIMEOUT_S)
+        answer = self._foreground.call(
+            self._reset, Trigger.Request(), timeout_s=SERVICE_TIMEOUT_S, repeat_s=REPEAT_S
+        )
         if not answer.success:
             raise ConfigError(f"the simulator must reset: it refused. {answer.message}")
         self._foreground.until(

@@ -33,7 +33,7 @@ from qsteer_ros.nodes.lifecycle import RemoteNode
 from qsteer_ros.nodes.parameters import declare
 from qsteer_ros.nodes.session_parameters import SessionParameters
 from qsteer_ros.nodes.session_topics import SessionTopics
-from qsteer_ros.nodes.waiting import Foreground, NoAnswer, Stopped
+from qsteer_ros.nodes.waiting import REPEAT_S, Foreground, NoAnswer, Stopped
 from qsteer_ros.replay.sessions import SESSION, Result, Session, Trial
 
 CONTROL_DT_NS = 50_000_000
@@ -175,7 +175,9 @@ class SessionRunner:
         self._sim.set_parameters(
             {"seed": trial.seed, "goal": trial.goal}, timeout_s=SERVICE_TIMEOUT_S
         )
-        answer = self._foreground.call(self._reset, Trigger.Request(), timeout_s=SERVICE_TIMEOUT_S)
+        answer = self._foreground.call(
+            self._reset, Trigger.Request(), timeout_s=SERVICE_TIMEOUT_S, repeat_s=REPEAT_S
+        )
         if not answer.success:
             raise ConfigError(f"the simulator must reset: it refused. {answer.message}")
         values = {**self._parameters.arm(trial.arm), "seed": trial.seed}

@@ -6,6 +6,7 @@ spun by one thread; callbacks store what came and call :meth:`Foreground.notify`
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -21,6 +22,8 @@ from qsteer_ros.errors import QsteerError
 T = TypeVar("T")
 CHECK_S = 0.1
 """How often a wait looks whether the program was told to stop."""
+REPEAT_S = 5.0
+"""After this long without an answer a request that may be repeated is sent again."""
 
 
 class NoAnswer(QsteerError):
@@ -101,8 +104,18 @@ class Foreground:
                     raise NoAnswer(f"{what} within {timeout_s:g} s: it did not. {remedy}".strip())
                 self._changed.wait(min(left_s, CHECK_S))
 
-    def call(self, client: Client, request: Any, *, timeout_s: float) -> Any:
+    def call(
+        self, client: Client, request: Any, *, timeout_s: float, repeat_s: float = math.inf
+    ) -> Any:
         """Call a service and wait for its answer.
+
+        Args:
+            client: The service.
+            request: What is asked.
+            timeout_s: Limit on the wait for the service, and again on that for its answer.
+            repeat_s: Ask again after this long without an answer; only where asking twice does
+                no more than asking once. A server that has not discovered the client's end of the
+                answers yet drops the first one.
 
         Raises:
             NoAnswer: The service is not there, or does not answer, within ``timeout_s``.
@@ -116,19 +129,24 @@ class Foreground:
             what=f"service {name} must be offered",
             remedy=remedy,
         )
-        future = client.call_async(request)
-        future.add_done_callback(lambda _: self.notify())
+        futures: list[Any] = []
+        begun_s = time.monotonic()
+
+        def answered() -> Any:
+            if time.monotonic() - begun_s >= len(futures) * repeat_s or not futures:
+                futures.append(client.call_async(request))
+                futures[-1].add_done_callback(lambda _: self.notify())
+            return next((future for future in futures if future.done()), None)
+
         try:
-            self.until(
-                future.done,
-                timeout_s=timeout_s,
-                what=f"service {name} must answer",
-                remedy=remedy,
+            done = self.until(
+                answered, timeout_s=timeout_s, what=f"service {name} must answer", remedy=remedy
             )
-        except (NoAnswer, Stopped):
-            client.remove_pending_request(future)
-            raise
-        return future.result()
+        finally:
+            for future in futures:
+                if not future.done():
+                    client.remove_pending_request(future)
+        return done.result()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stopped = True  # seen by the wait within CHECK_S; no lock may be taken here

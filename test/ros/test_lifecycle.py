@@ -11,6 +11,7 @@ pytest.importorskip("rclpy")
 import rclpy
 from fake_nodes import FakePolicy, Spinning
 from rclpy.node import Node
+from rclpy.task import Future
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.graph.environment import free_domain
@@ -50,6 +51,62 @@ def test_a_refused_transition_is_named(driver):
     policy.fail_to_activate = True
     with pytest.raises(ConfigError, match=r"policy_node must activate: it failed\. Its log"):
         remote.drive_to("active", timeout_s=WAIT_S)
+
+
+class LosesAnswers:
+    """A service whose first answers are lost on the way."""
+
+    srv_name = "lossy"
+
+    def __init__(self, lost: int) -> None:
+        self.asked: list[Future] = []
+        self.forgotten: list[Future] = []
+        self._lost = lost
+
+    def service_is_ready(self) -> bool:
+        return True
+
+    def call_async(self, request: object) -> Future:
+        self.asked.append(Future())
+        if len(self.asked) > self._lost:
+            self.asked[-1].set_result(f"answer {len(self.asked)}")
+        return self.asked[-1]
+
+    def remove_pending_request(self, future: Future) -> None:
+        self.forgotten.append(future)
+
+
+def test_a_request_that_may_be_repeated_is_sent_again_when_its_answer_is_lost(driver):
+    _, _, foreground = driver
+    client = LosesAnswers(lost=2)
+    assert foreground.call(client, None, timeout_s=WAIT_S, repeat_s=0.05) == "answer 3"
+    assert client.forgotten == client.asked[:2]
+
+
+def test_any_other_request_is_sent_once(driver):
+    _, _, foreground = driver
+    client = LosesAnswers(lost=2)
+    with pytest.raises(NoAnswer, match=r"lossy must answer within 0\.5 s"):
+        foreground.call(client, None, timeout_s=0.5)
+    assert client.forgotten == client.asked
+    assert len(client.asked) == 1
+
+
+def test_a_transition_whose_answer_is_lost_counts_by_the_state_it_led_to(driver, monkeypatch):
+    policy, remote, foreground = driver
+    call, lost = foreground.call, []
+
+    def lossy(client, request, **limits):
+        answer = call(client, request, **limits)
+        if client.srv_name.endswith("change_state") and not lost:
+            lost.append(answer)
+            raise NoAnswer("lost")
+        return answer
+
+    monkeypatch.setattr(foreground, "call", lossy)
+    remote.drive_to("active", timeout_s=WAIT_S)
+    assert steps(policy) == ["configure", "activate"]
+    assert lost
 
 
 def test_parameters_are_set_all_or_none(driver):
