@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from qsteer_ros import checkpoints
 from qsteer_ros.graph.environment import free_domain
+from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.replay.reader import EpisodeReader
 from qsteer_ros.replay.sessions import Session
 
@@ -98,3 +100,28 @@ def test_a_logged_episode_replays_onto_the_same_motion(finished, tmp_path):
     found = json.loads(report.read_text())
     assert found["compared"] > 50
     assert max(found["rms_rad"]) < 0.05
+
+
+def test_a_critic_trained_from_this_log_alone_steers_the_next_chunk(finished, context, tmp_path):
+    from test_policy_node import from_bytes, running
+
+    out, _, _, _ = finished
+    folder = tmp_path / "critic"
+    done = qsteer(
+        "train", "critic", "--episodes", str(out), "--goal", "1", "--out", str(folder),
+        "--steps", "40",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    mine = checkpoints.load(folder, kind="critic").hash
+
+    def deciding(arm):
+        record = DecisionRecord.decode(from_bytes(arm.records[-1]))
+        return record if record.meta["hashes"]["critic"] == mine else None
+
+    with running(context, steering="qgf", critic="checkpoints/critic_goal1") as arm:
+        arm.drive_to("active")
+        arm.observe_until(lambda: arm.records, "a decision by the shipped critic")
+        assert deciding(arm) is None
+        arm.set(critic=str(folder))
+        arm.observe_until(lambda: deciding(arm), "a decision by the new critic")
+        assert deciding(arm).meta["ratio"] > 0.0
