@@ -63,6 +63,7 @@ setup(
             "mcap-ros2-support",
             "colcon-core",
             "colcon-ros",
+            "colcon-package-information",
             "colcon-python-setup-py",
             "colcon-recursive-crawl",
             "colcon-library-path",
