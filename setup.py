@@ -67,6 +67,7 @@ setup(
             "colcon-python-setup-py",
             "colcon-recursive-crawl",
             "colcon-library-path",
+            "colcon-package-information",
         ],
     },
     zip_safe=True,

@@ -20,11 +20,13 @@ fail() {
     exit 1
 }
 
-# Debian packages that are missing, one per line: a virtual environment and an EGL renderer.
+# Debian packages that are missing, one per line: a virtual environment, what Pinocchio links to,
+# and an EGL renderer.
 missing_packages() {
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     local libraries
     libraries="$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p)"
+    grep -q 'libgomp\.so\.1 ' <<<"$libraries" || echo libgomp1
     grep -q 'libEGL\.so\.1 ' <<<"$libraries" || echo libegl1
     grep -q 'libOpenGL\.so\.0 ' <<<"$libraries" || echo libopengl0
     grep -q 'libEGL_mesa\.so\.0 ' <<<"$libraries" || echo libegl-mesa0
