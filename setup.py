@@ -67,7 +67,6 @@ setup(
             "colcon-python-setup-py",
             "colcon-recursive-crawl",
             "colcon-library-path",
-            "colcon-package-information",
         ],
     },
     zip_safe=True,
