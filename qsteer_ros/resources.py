@@ -37,4 +37,5 @@ def find(path: str | Path) -> Path:
     shared = share_directory() / "config" / given
     if not given.is_absolute() and shared.exists():
         return shared
-    raise ConfigError(f"'{path}' must exist: found neither {given.absolute()} nor {shared}.")
+    places = [str(given.absolute())] + ([] if given.is_absolute() else [str(shared)])
+    raise ConfigError(f"'{path}' must exist: nothing at {' or '.join(places)}. Check the path.")

@@ -176,3 +176,10 @@ def test_on_a_terminal_the_table_is_drawn_over_itself() -> None:
     assert first.count("\n") == second.count("\n") == 4
     assert second.startswith("\x1b[4F")
     assert "1/4 episodes" in second
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="'--out' must be a folder that can be written"):
+        demo(DemoOptions(out=file / "demo"))

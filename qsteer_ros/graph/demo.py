@@ -154,6 +154,11 @@ def _new_folder(out: Path) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise ConfigError(
+                f"'--out' must be a folder that can be written: '{out}' is not ({error.strerror})."
+                " Choose another one."
+            ) from error
         return folder
     raise ConfigError(f"a new folder must fit into '{out}': a hundred names are taken.")
 
