@@ -69,6 +69,18 @@ def _up(arguments: argparse.Namespace) -> int:
     )
 
 
+def _add_set(verbs: Verbs) -> None:
+    parser = verbs.add_parser("set", help="set parameters of running nodes")
+    parser.add_argument("assignments", nargs="+", metavar="NODE.PARAMETER=VALUE")
+    parser.set_defaults(run=_set)
+
+
+def _set(arguments: argparse.Namespace) -> int:
+    from qsteer_ros.graph.up import set_live
+
+    return set_live(arguments.assignments)
+
+
 def _add_demo(verbs: Verbs) -> None:
     parser = verbs.add_parser("demo", help="run a session in simulation and write its report")
     parser.add_argument("--episodes", type=int, default=20, metavar="N", help="per arm and goal")
@@ -249,6 +261,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 VERBS: tuple[Callable[[Verbs], None], ...] = (
     _add_up,
+    _add_set,
     _add_demo,
     _add_report,
     _add_data,

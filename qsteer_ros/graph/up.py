@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -68,3 +69,22 @@ def up(
     if outcome.status != 0:
         sys.stderr.write(f"qsteer up: {outcome.reason}\n")
     return 1 if killed else outcome.status
+
+
+def set_live(assignments: Sequence[str]) -> int:
+    """Set parameters of nodes that run on this machine, in a process of its own.
+
+    Args:
+        assignments: ``NODE.PARAMETER=VALUE``; those of one node take effect together.
+
+    Returns:
+        Exit status: 0, or 1 when a node refuses or does not answer; it has said why.
+
+    Raises:
+        ConfigError: An assignment cannot be read.
+    """
+    parse_settings(assignments)
+    program = [sys.executable, "-m", "qsteer_ros.nodes.set_parameters", *assignments]
+    return subprocess.run(
+        program, env={**os.environ, **additions(os.environ)}, check=False
+    ).returncode

@@ -276,6 +276,25 @@ def test_a_critic_is_swapped_live_and_a_bad_one_changes_nothing(context):
         )
 
 
+def test_the_command_line_sets_parameters_of_a_running_node(context):
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(context.get_domain_id())}
+
+    def qsteer_set(*assignments):
+        command = [sys.executable, "-m", "qsteer_ros.cli", "set", *assignments]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+        )
+
+    with running(context, steering="qgf", critic="checkpoints/critic_goal1") as arm:
+        arm.drive_to("inactive")
+        done = qsteer_set("policy_node.critic=checkpoints/critic_goal2")
+        assert done.returncode == 0, done.stderr
+        assert arm.node.get_parameter("critic").value == "checkpoints/critic_goal2"
+        refused = qsteer_set("policy_node.critic=nowhere")
+        assert refused.returncode == 1
+        assert "policy_node refuses {'critic': 'nowhere'}: 'nowhere' must exist" in refused.stderr
+
+
 def test_parameters_that_do_not_go_together_are_refused(context):
     with running(context, critic="") as arm:
         arm.drive_to("inactive")
