@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from qsteer_ros import ensemble
-from qsteer_ros.flow import denoise
+from qsteer_ros.flow import Sampler, denoise, predict_clean
 from qsteer_ros.policies.networks import sinusoidal16
 from qsteer_ros.steering.best_of_n import best_of_n
-from qsteer_ros.steering.gradient import slope_at_clean
+from qsteer_ros.steering.gradient import slope_at
+from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.settings import SteeringSettings, steer
 
@@ -23,16 +24,17 @@ BOTH = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in D
 def sample(file: Golden, *, weight: float, steps: int = 10, reduction: str = "min") -> Tensor:
     """All points of the path for every observation of a core file, (T + 1, B, H, A)."""
     observation = file.tensor("in/obs")
-    field = qgf(
+    field = guide(
         field_of(file.flow("w/policy"), observation),
-        q_of(file.ensemble("w/target_critic"), observation),
-        weight=weight,
-        aggregate=ensemble.aggregate(reduction),
+        qgf(
+            q_of(file.ensemble("w/target_critic"), observation),
+            weight=weight,
+            aggregate=ensemble.aggregate(reduction),
+        ),
     )
     points = [file.chunk("in/noise")]
     for step in range(steps):
-        flow_time = torch.full((len(observation),), step / steps, dtype=file.dtype)
-        points.append(points[-1] + field(points[-1], flow_time) / steps)
+        points.append(Sampler(steps).step(field, points[-1], step))
     torch.testing.assert_close(
         points[-1], denoise(field, points[0], denoising_steps=steps), rtol=0, atol=0
     )
@@ -124,7 +126,7 @@ def test_best_of_four_picks_the_official_chunk(
     for row, observation in enumerate(file.tensor("in/obs")):
         field = field_of(policy, observation[None])
         q = q_of(critic, observation[None])
-        chunks = denoise(qgf(field, q, weight=weight), noise[row], denoising_steps=10)
+        chunks = denoise(guide(field, qgf(q, weight=weight)), noise[row], denoising_steps=10)
         winners.append(best_of_n(chunks.clamp(-1, 1), q)[0])
     file.close(torch.cat(winners), key)
 
@@ -150,11 +152,9 @@ def test_the_golden_cases_clip_some_query_points_and_use_both_members() -> None:
     observation, noise = file.tensor("in/obs"), file.chunk("in/noise")
     field = field_of(file.flow("w/policy"), observation)
     flow_time = torch.zeros(len(noise), dtype=torch.float64)
-    slope = slope_at_clean(
+    slope = slope_at(
         q_of(file.ensemble("w/target_critic"), observation),
-        noise,
-        flow_time,
-        field(noise, flow_time),
+        predict_clean(noise, flow_time, field(noise, flow_time)),
         aggregate=ensemble.minimum,
         bounds=(-1.0, 1.0),
     )

@@ -19,9 +19,12 @@ from fields import (
 from qsteer_ros import ensemble
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import denoise, predict_clean, sample_noise
-from qsteer_ros.steering.gradient import slope_at_clean
+from qsteer_ros.steering.gradient import norm_per_sample, slope_at
+from qsteer_ros.steering.guide import guide
+from qsteer_ros.steering.limits import Limits
 from qsteer_ros.steering.qgf import qgf
-from qsteer_ros.steering.random_matched import random_direction, random_matched
+from qsteer_ros.steering.random_matched import random_matched
+from qsteer_ros.steering.step_noise import StepNoise
 from qsteer_ros.steering.trace import Trace
 from qsteer_ros.steering.zero import zero
 
@@ -29,7 +32,7 @@ from qsteer_ros.steering.zero import zero
 @pytest.mark.parametrize(("weight", "end"), [(0.0, 0.3), (1.0, 0.4), (3.0, 0.6)])
 def test_on_concentrated_data_only_the_last_push_stays(weight: float, end: float) -> None:
     """Every later step undoes earlier guidance: the chunk ends at mu + w g(mu) / T."""
-    field = qgf(towards(0.3), hill(0.8), weight=weight)
+    field = guide(towards(0.3), qgf(hill(0.8), weight=weight))
     chunk = denoise(field, noise(), denoising_steps=10)
     torch.testing.assert_close(chunk, torch.full_like(chunk, end))
 
@@ -39,7 +42,7 @@ def test_the_guidance_is_the_weight_times_the_gradient_at_the_clean_prediction()
         velocity = swirl(noise(), flow_time)
         clean = predict_clean(noise(), flow_time, velocity).clamp(-1, 1)
         expected = 0.7 * numerical_gradient(lambda chunk: wavy(chunk).amin(dim=0), clean)
-        guidance = qgf(swirl, wavy, weight=0.7)(noise(), flow_time) - velocity
+        guidance = guide(swirl, qgf(wavy, weight=0.7))(noise(), flow_time) - velocity
         torch.testing.assert_close(guidance, expected, atol=1e-8, rtol=1e-6)
 
 
@@ -48,10 +51,9 @@ def test_the_gradient_is_that_of_the_chosen_aggregate(reduction: str, rho: float
     reduce = ensemble.aggregate(reduction, rho=rho)
     flow_time = torch.full((4,), 0.3, dtype=torch.float64)
     velocity = swirl(noise(), flow_time)
-    slope = slope_at_clean(
-        wavy, noise(), flow_time, velocity, aggregate=reduce, bounds=(-1.0, 1.0)
-    )
-    clean = predict_clean(noise(), flow_time, velocity).clamp(-1, 1)
+    prediction = predict_clean(noise(), flow_time, velocity)
+    slope = slope_at(wavy, prediction, aggregate=reduce, bounds=(-1.0, 1.0))
+    clean = prediction.clamp(-1, 1)
     torch.testing.assert_close(
         slope.gradient,
         numerical_gradient(lambda chunk: reduce(wavy(chunk)), clean),
@@ -69,7 +71,7 @@ def test_the_gradient_of_the_minimum_follows_the_smaller_member_row_by_row() -> 
     clean = predict_clean(start, flow_time, velocity).clamp(-1, 1)
     smaller = wavy(clean).argmin(dim=0)
     assert set(smaller.tolist()) == {0, 1}  # both members are in use
-    guidance = qgf(swirl, wavy, weight=1.0)(start, flow_time) - velocity
+    guidance = guide(swirl, qgf(wavy, weight=1.0))(start, flow_time) - velocity
     for row, member in enumerate(smaller):
         of_member = numerical_gradient(lambda chunk, m=member: wavy(chunk)[m], clean)
         torch.testing.assert_close(guidance[row], of_member[row], atol=1e-8, rtol=1e-6)
@@ -80,7 +82,7 @@ def test_a_clipped_component_is_still_guided() -> None:
     flow_time = torch.full((1,), 0.5, dtype=torch.float64)
     critic = Counting(hill(0.2))
     trace = Trace()
-    field = qgf(lambda x, tau: torch.zeros_like(x), critic, weight=1.0, trace=trace)
+    field = guide(lambda x, tau: torch.zeros_like(x), qgf(critic, weight=1.0), trace=trace)
     torch.testing.assert_close(field(start, flow_time), torch.full_like(start, -2 * 0.8))
     assert torch.equal(critic.asked[0], torch.ones_like(start))
     assert trace.arrays()["clipped_share"].item() == 1.0
@@ -89,8 +91,8 @@ def test_a_clipped_component_is_still_guided() -> None:
 def test_the_guidance_doubles_with_the_weight() -> None:
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
     velocity = swirl(noise(), flow_time)
-    once = qgf(swirl, wavy, weight=0.2)(noise(), flow_time) - velocity
-    twice = qgf(swirl, wavy, weight=0.4)(noise(), flow_time) - velocity
+    once = guide(swirl, qgf(wavy, weight=0.2))(noise(), flow_time) - velocity
+    twice = guide(swirl, qgf(wavy, weight=0.4))(noise(), flow_time) - velocity
     torch.testing.assert_close(twice, 2 * once)
 
 
@@ -98,7 +100,7 @@ def test_a_small_weight_acts_in_proportion() -> None:
     frozen = denoise(swirl, noise(), denoising_steps=STEPS)
 
     def slope(weight: float) -> torch.Tensor:
-        guided = denoise(qgf(swirl, wavy, weight=weight), noise(), denoising_steps=STEPS)
+        guided = denoise(guide(swirl, qgf(wavy, weight=weight)), noise(), denoising_steps=STEPS)
         return (guided - frozen) / weight
 
     torch.testing.assert_close(slope(1e-4), slope(1e-5), atol=1e-3, rtol=1e-2)
@@ -107,8 +109,11 @@ def test_a_small_weight_acts_in_proportion() -> None:
 def test_the_limit_shortens_guidance_that_is_too_long_and_keeps_its_direction() -> None:
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
     velocity = swirl(noise(), flow_time)
-    free = (qgf(swirl, wavy, weight=0.5)(noise(), flow_time) - velocity).flatten(1)
-    limited = qgf(swirl, wavy, weight=0.5, max_ratio=0.2)(noise(), flow_time) - velocity
+    free = (guide(swirl, qgf(wavy, weight=0.5))(noise(), flow_time) - velocity).flatten(1)
+    limited = (
+        guide(swirl, qgf(wavy, weight=0.5), limits=Limits(max_ratio=0.2))(noise(), flow_time)
+        - velocity
+    )
     limited = limited.flatten(1)
     assert (free.norm(dim=1) > 0.2 * velocity.flatten(1).norm(dim=1)).all()
     torch.testing.assert_close(limited.norm(dim=1), 0.2 * velocity.flatten(1).norm(dim=1))
@@ -119,29 +124,38 @@ def test_the_limit_shortens_guidance_that_is_too_long_and_keeps_its_direction() 
 
 def test_the_limit_leaves_shorter_guidance_alone() -> None:
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
-    free = qgf(swirl, wavy, weight=0.01)(noise(), flow_time)
-    assert torch.equal(qgf(swirl, wavy, weight=0.01, max_ratio=0.5)(noise(), flow_time), free)
+    free = guide(swirl, qgf(wavy, weight=0.01))(noise(), flow_time)
+    assert torch.equal(
+        guide(swirl, qgf(wavy, weight=0.01), limits=Limits(max_ratio=0.5))(noise(), flow_time),
+        free,
+    )
 
 
 def test_a_limit_on_no_gradient_is_no_guidance() -> None:
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
-    flat = qgf(swirl, lambda chunk: 0.0 * wavy(chunk), weight=1.0, max_ratio=0.2)
+    flat = guide(
+        swirl, qgf(lambda chunk: 0.0 * wavy(chunk), weight=1.0), limits=Limits(max_ratio=0.2)
+    )
     assert torch.equal(flat(noise(), flow_time), swirl(noise(), flow_time))
 
 
 def test_a_limit_that_means_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="'max_ratio' must be positive: got -1"):
-        qgf(swirl, wavy, weight=1.0, max_ratio=-1.0)
+        guide(swirl, qgf(wavy, weight=1.0), limits=Limits(max_ratio=-1.0))
     with pytest.raises(ConfigError, match="'max_ratio' must be positive: got -1"):
-        random_matched(swirl, wavy, weight=1.0, seed=0, max_ratio=-1.0)
+        guide(swirl, random_matched(qgf(wavy, weight=1.0), seed=0), limits=Limits(max_ratio=-1.0))
 
 
 @pytest.mark.parametrize("max_ratio", [float("inf"), 0.1])
 def test_random_matched_is_as_long_as_the_guidance_it_stands_in_for(max_ratio: float) -> None:
     for flow_time in times(4):
         velocity = swirl(noise(), flow_time)
-        guided = qgf(swirl, wavy, weight=0.5, max_ratio=max_ratio)
-        control = random_matched(swirl, wavy, weight=0.5, seed=3, max_ratio=max_ratio)
+        guided = guide(swirl, qgf(wavy, weight=0.5), limits=Limits(max_ratio=max_ratio))
+        control = guide(
+            swirl,
+            random_matched(qgf(wavy, weight=0.5), seed=3),
+            limits=Limits(max_ratio=max_ratio),
+        )
         one = (guided(noise(), flow_time) - velocity).flatten(1)
         other = (control(noise(), flow_time) - velocity).flatten(1)
         torch.testing.assert_close(one.norm(dim=1), other.norm(dim=1))
@@ -150,8 +164,13 @@ def test_random_matched_is_as_long_as_the_guidance_it_stands_in_for(max_ratio: f
 
 def test_random_matched_answers_the_same_when_asked_twice() -> None:
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
-    field = random_matched(swirl, wavy, weight=0.5, seed=3)
+    field = guide(swirl, random_matched(qgf(wavy, weight=0.5), seed=3))
     assert torch.equal(field(noise(), flow_time), field(noise(), flow_time))
+
+
+def random_direction(like: torch.Tensor, flow_time: torch.Tensor, *, seed: int) -> torch.Tensor:
+    normal = StepNoise(seed)(float(flow_time[0]), like.shape, like=like)
+    return normal / norm_per_sample(normal)
 
 
 def test_random_directions_differ_between_seeds_steps_and_rows() -> None:
@@ -194,7 +213,7 @@ def test_directions_are_spread_evenly() -> None:
 def test_zero_reports_the_guidance_that_it_withheld() -> None:
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
     withheld, added = Trace(), Trace()
-    zero(swirl, wavy, weight=0.3, trace=withheld)(noise(), flow_time)
-    qgf(swirl, wavy, weight=0.3, trace=added)(noise(), flow_time)
+    guide(swirl, zero(qgf(wavy, weight=0.3)), trace=withheld)(noise(), flow_time)
+    guide(swirl, qgf(wavy, weight=0.3), trace=added)(noise(), flow_time)
     for name, values in added.arrays().items():
         assert (withheld.arrays()[name] == values).all(), name

@@ -17,6 +17,7 @@ from qsteer_ros.flow import denoise, sample_noise
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.replay.decision import DecisionRecord
+from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.random_matched import random_matched
 from qsteer_ros.steering.settings import MODES, SteeringSettings
@@ -67,7 +68,8 @@ def test_weight_zero_is_the_frozen_policy_bit_for_bit(mode: str) -> None:
 
 
 def test_the_decision_is_the_chain_written_out() -> None:
-    field = qgf(make_policy().condition(FEATURES), make_critic().condition(FEATURES), weight=0.5)
+    rule = qgf(make_critic().condition(FEATURES), weight=0.5)
+    field = guide(make_policy().condition(FEATURES), rule)
     unclipped = denoise(field, sample_noise((1, 3, 2), seed=3, device=CPU), denoising_steps=10)[0]
     decision = steered("qgf").decide(observation(), seed=3)
     np.testing.assert_array_equal(decision.chunk, unclipped.clamp(-1, 1).numpy())
@@ -191,9 +193,8 @@ def test_the_clipped_share_counts_what_the_final_clip_changed() -> None:
 
 
 def test_the_seed_decides_noise_and_random_directions() -> None:
-    field = random_matched(
-        make_policy().condition(FEATURES), make_critic().condition(FEATURES), weight=0.5, seed=3
-    )
+    rule = random_matched(qgf(make_critic().condition(FEATURES), weight=0.5), seed=3)
+    field = guide(make_policy().condition(FEATURES), rule)
     noise = sample_noise((1, 3, 2), seed=3, device=CPU)
     expected = denoise(field, noise, denoising_steps=10)[0].clamp(-1, 1).numpy()
     found = steered("random_matched").decide(observation(), seed=3).chunk

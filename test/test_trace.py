@@ -6,13 +6,14 @@ import torch
 from fields import STEPS, noise, swirl, times, wavy
 
 from qsteer_ros.flow import denoise, predict_clean
+from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.trace import Trace
 
 
 def traced(weight: float = 0.3) -> dict[str, np.ndarray]:
     trace = Trace()
-    denoise(qgf(swirl, wavy, weight=weight, trace=trace), noise(), denoising_steps=STEPS)
+    denoise(guide(swirl, qgf(wavy, weight=weight), trace=trace), noise(), denoising_steps=STEPS)
     return trace.arrays()
 
 
@@ -25,7 +26,7 @@ def test_every_column_is_its_definition() -> None:
     trace = Trace()
     flow_time = torch.full((4,), 0.4, dtype=torch.float64)
     start = 1.5 * noise()
-    guided = qgf(swirl, wavy, weight=0.3, trace=trace)(start, flow_time)
+    guided = guide(swirl, qgf(wavy, weight=0.3), trace=trace)(start, flow_time)
     velocity = swirl(start, flow_time)
     push = (guided - velocity).flatten(1)
     along = velocity.flatten(1)
@@ -60,7 +61,7 @@ def test_the_ratio_grows_with_the_weight() -> None:
 def test_a_trace_holds_no_graph() -> None:
     trace = Trace()
     weight = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    field = qgf(lambda x, tau: weight * swirl(x, tau), wavy, weight=0.3, trace=trace)
+    field = guide(lambda x, tau: weight * swirl(x, tau), qgf(wavy, weight=0.3), trace=trace)
     field(noise(), torch.full((4,), 0.4, dtype=torch.float64))
     assert all(isinstance(rows, np.ndarray) for rows in trace.arrays().values())
 

@@ -1,9 +1,9 @@
-"""The critic's gradient at the clean prediction: the one derivative every steering rule shares."""
+"""The derivatives that steering rules share: of the critic, and of the clean prediction."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qsteer_ros.ensemble import Aggregate, QFunction
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import predict_clean
+from qsteer_ros.flow import VelocityField, predict_clean
 
 Bounds = tuple[float, float]
 """Lowest and highest value of a normalised action component."""
@@ -21,14 +21,14 @@ NORMALISED: Bounds = (-1.0, 1.0)
 
 
 class Slope(NamedTuple):
-    """What the critic says at the clean prediction.
+    """What the critic says at a chunk.
 
     Attributes:
-        gradient: Derivative of the aggregated value with respect to the clipped prediction,
+        gradient: Derivative of the aggregated value with respect to the clipped chunk,
             (B, H, A), return units per normalised action unit.
         values: Members' values there, (E, B).
         value: Aggregated value there, (B,).
-        clipped: True where the prediction lay outside the bounds, (B, H, A).
+        clipped: True where the chunk lay outside the bounds, (B, H, A).
     """
 
     gradient: Tensor
@@ -53,43 +53,65 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(True)
 
 
-def slope_at_clean(
-    q: QFunction,
-    noisy_chunk: Tensor,
-    flow_time: Tensor,
-    velocity: Tensor,
-    *,
-    aggregate: Aggregate,
-    bounds: Bounds,
-) -> Slope:
-    r"""Ask the critic at the clipped clean prediction and take its gradient there.
+def slope_at(q: QFunction, clean: Tensor, *, aggregate: Aggregate, bounds: Bounds | None) -> Slope:
+    r"""Ask the critic at a chunk and take its gradient there.
 
-    .. math:: \hat a = \operatorname{clip}(x + (1 - \tau) v), \qquad
-              g = \nabla_{\hat a} \sum_b \bar Q(\hat a_b)
+    .. math:: \hat a = \operatorname{clip}(a), \qquad g = \nabla_{\hat a} \sum_b \bar Q(\hat a_b)
 
     The gradient is taken *at* the clipped point, with respect to that point: components that were
-    clipped are still guided, and the policy is not differentiated. The sum over the batch keeps
-    rows independent. No graph outlives the call.
+    clipped are still guided. The sum over the batch keeps rows independent. No graph outlives the
+    call.
 
     Args:
         q: Critic for one observation, (B, H, A) -> (E, B).
-        noisy_chunk: x, (B, H, A).
-        flow_time: tau, (B,).
-        velocity: v, the frozen field's answer, (B, H, A).
+        clean: a, (B, H, A).
         aggregate: (E, B) -> (B,).
-        bounds: Of normalised actions.
+        bounds: Of normalised actions; None judges the chunk as it is.
 
     Returns:
         Gradient, values and the clip mask, all detached.
     """
-    prediction = predict_clean(noisy_chunk, flow_time, velocity).detach()
-    clipped = (prediction < bounds[0]) | (prediction > bounds[1])
+    if bounds is None:
+        clipped, point = torch.zeros_like(clean, dtype=torch.bool), clean
+    else:
+        clipped = (clean < bounds[0]) | (clean > bounds[1])
+        point = clean.clamp(*bounds)
     with local_gradients():
-        clean = leaf(prediction.clamp(*bounds))
-        values = q(clean)
+        start = leaf(point)
+        values = q(start)
         value = aggregate(values)
-        (gradient,) = torch.autograd.grad(value.sum(), clean)
+        (gradient,) = torch.autograd.grad(value.sum(), start)
     return Slope(gradient, values.detach(), value.detach(), clipped)
+
+
+def differentiate(
+    field: VelocityField, noisy_chunk: Tensor, flow_time: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    r"""Evaluate a field and keep the way back from the clean prediction to the noisy chunk.
+
+    Args:
+        field: Differentiable in its first argument.
+        noisy_chunk: x, (B, H, A).
+        flow_time: tau, (B,).
+
+    Returns:
+        The velocity (B, H, A), detached, and the vector-Jacobian product of the unclipped clean
+        prediction, :math:`u \mapsto (I + (1-\tau)\, \partial v/\partial x)^\top u`. The graph
+        lives as long as that function does.
+    """
+    with local_gradients():
+        start, time = leaf(noisy_chunk), flow_time.clone()
+        velocity = field(start, time)
+        prediction = predict_clean(start, time, velocity)
+
+    def pull(cotangent: Tensor) -> Tensor:
+        with local_gradients():
+            (pulled,) = torch.autograd.grad(
+                prediction, start, grad_outputs=cotangent.clone(), retain_graph=True
+            )
+        return pulled
+
+    return velocity.detach(), pull
 
 
 def norm_per_sample(tensor: Tensor) -> Tensor:
@@ -98,7 +120,7 @@ def norm_per_sample(tensor: Tensor) -> Tensor:
     return norm
 
 
-def check_weight(weight: float) -> None:
+def check_weight(weight: float, *, name: str = "weight") -> None:
     """Refuse a weight no rule can use.
 
     Raises:
@@ -106,6 +128,6 @@ def check_weight(weight: float) -> None:
     """
     if not (math.isfinite(weight) and weight >= 0.0):
         raise ConfigError(
-            f"'weight' must be finite and at least 0: got {weight}. "
+            f"'{name}' must be finite and at least 0: got {weight}. "
             "Weight of the critic's gradient."
         )

@@ -11,7 +11,9 @@ from qsteer_ros.ensemble import aggregate as aggregate_named
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import VelocityField
 from qsteer_ros.steering.gradient import NORMALISED, Bounds, check_weight
-from qsteer_ros.steering.qgf import check_max_ratio, qgf
+from qsteer_ros.steering.guide import Rule, guide
+from qsteer_ros.steering.limits import Limits
+from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.qpilots_u import qpilots_u
 from qsteer_ros.steering.random_matched import random_matched
 from qsteer_ros.steering.trace import Trace
@@ -58,7 +60,7 @@ class SteeringSettings:
                 f"'num_samples' must be at least 1: got {self.num_samples}. Candidates per chunk."
             )
         check_weight(self.weight)
-        check_max_ratio(self.max_ratio)
+        Limits(max_ratio=self.max_ratio)
         aggregate_named("pessimistic", rho=self.rho)
         aggregate_named(self.reduction, rho=self.rho)
 
@@ -66,6 +68,11 @@ class SteeringSettings:
     def needs_critic(self) -> bool:
         """Whether this mode asks a critic."""
         return self.mode != "off"
+
+    @property
+    def limits(self) -> Limits:
+        """The trust region of a step."""
+        return Limits(max_ratio=self.max_ratio)
 
     @property
     def aggregate(self) -> Aggregate:
@@ -129,38 +136,21 @@ def steer(
             f"steering mode '{settings.mode}' needs a critic: none is loaded. "
             "Set parameter 'critic', or steering: off."
         )
+    rule = critic_rule(q, settings, seed=seed)
+    return guide(field, rule, bounds=bounds, limits=settings.limits, trace=trace)
+
+
+def critic_rule(q: QFunction, settings: SteeringSettings, *, seed: int) -> Rule:
+    """The rule that a mode names."""
     weight, combine = settings.weight, settings.aggregate
     match settings.mode:
         case "zero":
-            return zero(field, q, weight=weight, aggregate=combine, bounds=bounds, trace=trace)
+            return zero(qgf(q, weight=weight, aggregate=combine))
         case "random_matched":
-            return random_matched(
-                field,
-                q,
-                weight=weight,
-                seed=seed,
-                aggregate=combine,
-                bounds=bounds,
-                max_ratio=settings.max_ratio,
-                trace=trace,
-            )
+            return random_matched(qgf(q, weight=weight, aggregate=combine), seed=seed)
         case "qgf":
-            return qgf(
-                field,
-                q,
-                weight=weight,
-                aggregate=combine,
-                bounds=bounds,
-                max_ratio=settings.max_ratio,
-                trace=trace,
-            )
+            return qgf(q, weight=weight, aggregate=combine)
         case _:  # qpilots_u: the constructor has refused every other name
             return qpilots_u(
-                field,
-                q,
-                weight=weight,
-                aggregate=combine,
-                keep_jacobian=settings.keep_jacobian,
-                bounds=bounds,
-                trace=trace,
+                q, weight=weight, aggregate=combine, keep_jacobian=settings.keep_jacobian
             )

@@ -1,0 +1,35 @@
+"""Random numbers inside a field that stays a function."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_STREAM = 0x52414E44
+"""Keeps directions apart from other uses of the same seed, such as the initial noise."""
+
+
+class StepNoise:
+    """Standard normal noise that depends on seed, flow time and shape alone.
+
+    It is drawn on the CPU, so a GPU and a CPU see the same numbers, and kept: what was asked
+    once is not drawn, nor moved to the device, again. Ask before a loop to keep it on the device.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._drawn: dict[tuple[float, torch.Size, torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, tau: float, shape: torch.Size, *, like: Tensor) -> Tensor:
+        """Noise of this shape for this flow time, with the dtype and device of ``like``."""
+        key = (tau, torch.Size(shape), like.device, like.dtype)
+        if key not in self._drawn:
+            tick = round(tau * 2**20)
+            sequence = np.random.SeedSequence([_STREAM, self._seed, tick])
+            (state,) = sequence.generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(state) >> 1)
+            with torch.inference_mode(False):
+                normal = torch.randn(shape, generator=generator, dtype=like.dtype)
+                self._drawn[key] = normal.to(like.device)
+        return self._drawn[key]
