@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def policy_on(device: str, mode: str, folder: Path) -> SteeredPolicy:
-    settings = SteeringSettings(mode=mode, weight=0.3, num_samples=4, twin=True)
+    settings = SteeringSettings(mode=mode, weight=0.3, num_samples=4, twin_rate=1.0)
     policy = FlowPolicy.load(make_policy().save(folder / "policy"), device=device)
     critic = Critic.load(make_critic().save(folder / "critic"), device=device)
     return SteeredPolicy(None, policy, critic, settings, device=device)

@@ -83,7 +83,7 @@ def test_the_decision_follows_the_observation() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_record_reproduces_the_chunk_bit_for_bit(mode: str) -> None:
-    first = steered(mode, twin=True).decide(observation(7), seed=3)
+    first = steered(mode, twin_rate=1.0).decide(observation(7), seed=3)
     stored = first.record.extended(meta={"execute_steps": 3})
     record = DecisionRecord.decode(stored.encode())
     settings = SteeringSettings.from_json(record.meta["steering"])
@@ -92,7 +92,7 @@ def test_the_record_reproduces_the_chunk_bit_for_bit(mode: str) -> None:
         make_policy(),
         make_critic(),
         settings,
-        denoising_steps=record.meta["denoising_steps"],
+        sampler=Sampler(**record.meta["sampler"]),
     )
     features = torch.from_numpy(record.tensors["features"].copy())[None]
     again = policy.act(features, seed=record.meta["seed"])
@@ -117,7 +117,7 @@ def test_the_record_says_where_it_came_from(mode: str) -> None:
 
 
 def test_off_asks_no_critic_and_says_nothing_about_values() -> None:
-    policy = SteeredPolicy(None, make_policy(), None, SteeringSettings(twin=True))
+    policy = SteeredPolicy(None, make_policy(), None, SteeringSettings(twin_rate=1.0))
     record = policy.act(FEATURES, seed=3).record
     assert "q_after" not in record.meta
     assert record.meta["ratio"] is record.meta["q_before"] is None
@@ -137,7 +137,7 @@ def test_the_steps_of_a_steered_chunk_are_recorded(mode: str) -> None:
 
 
 def test_the_gain_is_the_value_of_the_chunk_less_that_of_its_unguided_twin() -> None:
-    record = steered("qgf", twin=True).decide(observation(), seed=3).record
+    record = steered("qgf", twin_rate=1.0).decide(observation(), seed=3).record
     np.testing.assert_array_equal(record.tensors["chunk_unguided"], frozen_chunk(seed=3))
     q = make_critic().condition(FEATURES)
     after, before = (
@@ -151,18 +151,20 @@ def test_the_gain_is_the_value_of_the_chunk_less_that_of_its_unguided_twin() -> 
 
 def test_asking_for_the_twin_does_not_change_the_chunk() -> None:
     np.testing.assert_array_equal(
-        steered("qgf", twin=True).decide(observation(), seed=3).chunk,
+        steered("qgf", twin_rate=1.0).decide(observation(), seed=3).chunk,
         steered("qgf").decide(observation(), seed=3).chunk,
     )
     assert "delta_q" not in steered("qgf").decide(observation(), seed=3).record.meta
 
 
 def test_zero_gains_nothing() -> None:
-    assert steered("zero", twin=True).decide(observation(), seed=3).record.meta["delta_q"] == 0.0
+    assert (
+        steered("zero", twin_rate=1.0).decide(observation(), seed=3).record.meta["delta_q"] == 0.0
+    )
 
 
 def test_best_of_n_records_its_candidates_and_keeps_the_best() -> None:
-    record = steered("best_of_n", twin=True).decide(observation(), seed=3).record
+    record = steered("best_of_n", twin_rate=1.0).decide(observation(), seed=3).record
     index = record.meta["candidate"]
     chunks = record.tensors["candidate_chunks"]
     assert chunks.shape == (4, 3, 2)
@@ -284,7 +286,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
 @pytest.mark.parametrize("denoising_steps", [1, 10])
 def test_a_chunk_that_is_not_finite_is_refused(denoising_steps: int) -> None:
     # In the last step an infinity stays one, which clipping would turn into full speed.
-    policy = dataclasses.replace(steered("off"), denoising_steps=denoising_steps)
+    policy = dataclasses.replace(steered("off"), sampler=Sampler(denoising_steps))
     policy.policy.network.head.bias[0] = float("inf")
     with pytest.raises(DataError, match="the denoised chunk must be finite"):
         policy.act(FEATURES, seed=0)
@@ -300,8 +302,3 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_two_observations_at_once_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"features of one observation, \(1, F\): got \(2, 4\)"):
         steered().act(FEATURES.expand(2, -1), seed=0)
-
-
-def test_fewer_than_one_step_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'denoising_steps' must be at least 1: got 0"):
-        SteeredPolicy(None, make_policy(), None, SteeringSettings(), denoising_steps=0)

@@ -230,6 +230,9 @@ def test_a_random_direction_of_the_same_norm_does_not_climb_as_the_gradient_does
         ({"reduction": "max"}, "'reduction' must be one of min, mean, pessimistic: got 'max'"),
         ({"rho": -1.0}, "'rho' must be finite and at least 0: got -1.0"),
         ({"max_ratio": 0.0}, "'max_ratio' must be positive: got 0.0"),
+        ({"twin_rate": 1.5}, "'twin_rate' must be between 0 and 1: got 1.5"),
+        ({"ratio": -0.1}, "'ratio' must be finite and at least 0: got -0.1"),
+        ({"max_displacement": 0.0}, "'max_displacement' must be positive: got 0.0"),
         ({"max_ratio": math.nan}, "'max_ratio' must be positive: got nan"),
     ],
 )
@@ -241,10 +244,33 @@ def test_settings_out_of_range_are_refused(values: dict[str, object], message: s
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("max_ratio", [math.inf, 0.2])
 def test_settings_survive_a_log(mode: str, max_ratio: float) -> None:
-    original = settings(mode, max_ratio=max_ratio, reduction="pessimistic", twin=True)
+    original = settings(mode, max_ratio=max_ratio, reduction="pessimistic", twin_rate=1.0)
     plain = original.to_json()
     assert not any(isinstance(v, float) and math.isinf(v) for v in plain.values())
     assert SteeringSettings.from_json(plain) == original
+
+
+def test_settings_of_a_log_of_version_0_1_are_read() -> None:
+    assert SteeringSettings.from_json({"mode": "qgf", "twin": True}).twin_rate == 1.0
+    assert SteeringSettings.from_json({"mode": "qgf", "twin": False}).twin_rate == 0.0
+
+
+def test_the_twin_rate_is_the_share_of_chunks_that_are_compared() -> None:
+    wanted = [settings("qgf", twin_rate=0.25).wants_twin(seed) for seed in range(4000)]
+    assert abs(sum(wanted) / len(wanted) - 0.25) < 0.03
+    assert not any(settings("qgf").wants_twin(seed) for seed in range(100))
+    assert all(settings("qgf", twin_rate=1.0).wants_twin(seed) for seed in range(100))
+    assert all(settings("qgf", max_displacement=0.1).wants_twin(seed) for seed in range(100))
+    assert not settings("off", twin_rate=1.0).wants_twin(0)
+
+
+@pytest.mark.parametrize("mode", ["qgf", "qpilots_u", "random_matched"])
+def test_a_target_ratio_is_met_at_every_step_whatever_the_critics_scale(mode: str) -> None:
+    trace = Trace()
+    chosen = settings(mode, weight=0.0, ratio=0.3)
+    run(steer(swirl, lambda chunk: 1e3 * wavy(chunk), chosen, seed=11, trace=trace))
+    first = 1 if mode == "qpilots_u" else 0
+    assert trace.arrays()["ratio"][first:] == pytest.approx(0.3, rel=1e-5)
 
 
 def test_settings_with_an_unknown_name_are_refused() -> None:

@@ -17,6 +17,7 @@ from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.evaluation.rollout import EpisodeResult, Links, Rollout
 from qsteer_ros.evaluation.statistics import wilson_interval
+from qsteer_ros.flow import Sampler
 from qsteer_ros.replay.arms import arm_parameters
 from qsteer_ros.steering.settings import SteeringSettings
 
@@ -232,7 +233,7 @@ class _Runner:
             self._policy,
             self._critic(goal),
             parse_arm(arm),
-            denoising_steps=self._settings.denoising_steps,
+            sampler=Sampler(self._settings.denoising_steps),
         )
         return self._rollout.episode(
             policy, goal=goal, seed=seed, max_steps=self._settings.max_steps

@@ -88,7 +88,7 @@ class PolicyParameters:
             rho=self.pessimism,
             max_ratio=self.max_ratio,
             num_samples=self.num_samples,
-            twin=self.compare,
+            twin_rate=float(self.compare),
         )
 
     def age_limits(self) -> AgeLimits:

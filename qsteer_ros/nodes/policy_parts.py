@@ -12,6 +12,7 @@ import torch
 from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.flow import Sampler
 from qsteer_ros.motion.decoder import ActionDecoder, make_decoder
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.motion.robot import RobotFile
@@ -57,7 +58,7 @@ def load(parameters: PolicyParameters) -> Parts:
         policy,
         _critic(parameters),
         parameters.steering_settings(),
-        denoising_steps=parameters.denoising_steps,
+        sampler=Sampler(parameters.denoising_steps),
         device=device,
     )
     _check_horizon(parameters, steered)
@@ -78,7 +79,7 @@ def revise(parts: Parts, before: PolicyParameters, after: PolicyParameters) -> P
         steered,
         critic=critic,
         settings=after.steering_settings(),
-        denoising_steps=after.denoising_steps,
+        sampler=Sampler(after.denoising_steps),
     )
     _check_horizon(after, steered)
     return replace(parts, steered=steered)

@@ -15,7 +15,7 @@ from torch import Tensor
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.ensemble import QFunction, spread
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import VelocityField, denoise, sample_noise
+from qsteer_ros.flow import Sampler, VelocityField, sample_noise
 from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite, stamps_of, summary_of
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.replay.decision import DecisionRecord
@@ -63,7 +63,7 @@ class SteeredPolicy:
         policy: The frozen velocity field.
         critic: What steers it; None will do for mode ``off``.
         settings: How it steers.
-        denoising_steps: Euler steps from noise to chunk.
+        sampler: How the field is integrated from noise to chunk.
         device: Where policy and critic were loaded.
 
     Raises:
@@ -75,13 +75,11 @@ class SteeredPolicy:
     critic: Critic | None
     settings: SteeringSettings
     _: dataclasses.KW_ONLY
-    denoising_steps: int = 10
+    sampler: Sampler = Sampler()
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         """Refuse a combination that would act on meaningless numbers."""
-        if self.denoising_steps < 1:
-            raise ConfigError(f"'denoising_steps' must be at least 1: got {self.denoising_steps}.")
         if self.settings.needs_critic and self.critic is None:
             raise ConfigError(
                 f"steering mode '{self.settings.mode}' needs a critic: none is loaded. "
@@ -160,10 +158,12 @@ class SteeredPolicy:
         field = self.policy.condition(features)
         q = self._value_function(features)
         trace = Trace()
-        steered = steer(field, q, settings, bounds=bounds, seed=seed, trace=trace)
+        steered = steer(
+            field, q, settings, sampler=self.sampler, bounds=bounds, seed=seed, trace=trace
+        )
         noise = self._noise(seed)
         clock.lap("condition")
-        unclipped = denoise(steered, noise, denoising_steps=self.denoising_steps)
+        unclipped = self.sampler.denoise(steered, noise)
         check_finite(unclipped, "the denoised chunk", "Check policy, critic and steering weight.")
         chunks = unclipped.clamp(*bounds)
         clock.lap("denoise")
@@ -182,7 +182,7 @@ class SteeredPolicy:
             tensors |= {"candidate_noise": noise, "candidate_chunks": chunks}
             meta["candidate"] = index
         if q is not None:
-            twin = self._twin(field, noise, chunks) if settings.twin else None
+            twin = self._twin(field, noise, chunks) if settings.wants_twin(seed) else None
             if twin is not None:
                 tensors["chunk_unguided"] = twin[0]
             meta |= self._judge(q, chunks[index : index + 1], twin)
@@ -211,7 +211,7 @@ class SteeredPolicy:
         """The frozen policy's chunk from the same noise, (1, H, A)."""
         if self.settings.mode == "best_of_n":
             return chunks[:1]
-        unclipped = denoise(field, noise, denoising_steps=self.denoising_steps)
+        unclipped = self.sampler.denoise(field, noise)
         return unclipped.clamp(*self.policy.bounds)
 
     def _judge(self, q: QFunction, chunk: Tensor, twin: Tensor | None) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class SteeredPolicy:
             "mode": self.settings.mode,
             "steering": self.settings.to_json(),
             "seed": seed,
-            "denoising_steps": self.denoising_steps,
+            "sampler": dataclasses.asdict(self.sampler),
             "control_dt_ns": round(self.policy.interface.control_dt_s * 1e9),
             "device": str(self.device),
             "torch": str(torch.__version__),
