@@ -13,7 +13,7 @@ from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation,
 
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.flow import denoise, sample_noise
+from qsteer_ros.flow import Sampler, denoise, sample_noise
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.replay.decision import DecisionRecord

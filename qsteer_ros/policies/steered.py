@@ -75,7 +75,7 @@ class SteeredPolicy:
     critic: Critic | None
     settings: SteeringSettings
     _: dataclasses.KW_ONLY
-    sampler: Sampler = Sampler()
+    sampler: Sampler = dataclasses.field(default_factory=Sampler)
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
