@@ -29,6 +29,7 @@ class Look(NamedTuple):
 
     Attributes:
         field: The frozen field at this flow time.
+        whole: The frozen field at every flow time, for rules that integrate further.
         noisy_chunk: x, (B, H, A).
         flow_time: tau of every row, (B,).
         tau: The same as a plain number.
@@ -41,6 +42,7 @@ class Look(NamedTuple):
     """
 
     field: VelocityField
+    whole: VelocityField
     noisy_chunk: Tensor
     flow_time: Tensor
     tau: float
@@ -135,7 +137,7 @@ def guide(
                 velocity = frozen(noisy_chunk, flow_time)
                 _record(trace, flow_time, velocity, None, None)
                 return velocity
-            look = _look(frozen, noisy_chunk, flow_time, tau, now, bounds)
+            look = _look(frozen, field, noisy_chunk, flow_time, tau, now, bounds)
             guidance, slope = _sum(look, now)
             guidance = limits.apply(guidance, look.velocity, look.clean, tau, bounds)
             _record(trace, flow_time, look.velocity, guidance, slope)
@@ -150,6 +152,7 @@ def guide(
 
 def _look(
     frozen: VelocityField,
+    whole: VelocityField,
     noisy_chunk: Tensor,
     flow_time: Tensor,
     tau: float,
@@ -161,7 +164,8 @@ def _look(
     else:
         velocity, pull = frozen(noisy_chunk, flow_time).detach(), None
     clean = predict_clean(noisy_chunk, flow_time, velocity).detach()
-    return Look(frozen, noisy_chunk.detach(), flow_time, tau, velocity, clean, pull, bounds)
+    noisy_chunk = noisy_chunk.detach()
+    return Look(frozen, whole, noisy_chunk, flow_time, tau, velocity, clean, pull, bounds)
 
 
 def _sum(look: Look, rules: Sequence[Rule]) -> tuple[Tensor, Slope | None]:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from qsteer_ros.ensemble import Aggregate, QFunction, minimum
+from qsteer_ros.flow import Sampler
+from qsteer_ros.steering.clean import estimate as clean_estimate
+from qsteer_ros.steering.coefficient import coefficient as along_flow
 from qsteer_ros.steering.gradient import check_weight, slope_at
 from qsteer_ros.steering.guide import Look, Push, Rule
 
 
-def qgf(q: QFunction, *, weight: float, aggregate: Aggregate = minimum, clip: bool = True) -> Rule:
+def qgf(
+    q: QFunction,
+    *,
+    weight: float,
+    aggregate: Aggregate = minimum,
+    clip: bool = True,
+    estimate: str = "euler",
+    coefficient: str = "constant",
+    sampler: Sampler | None = None,
+) -> Rule:
     r"""Add the critic's gradient to a frozen velocity field.
 
-    .. math:: v_w(x, \tau) = v(x, \tau) + w \, \nabla_{\hat a} \bar Q(\hat a), \qquad
-              \hat a = \operatorname{clip}\big(x + (1 - \tau) \, v(x, \tau)\big)
+    .. math:: v_w(x, \tau) = v(x, \tau) + w \, c(\tau) \, \nabla_{\hat a} \bar Q(\hat a), \qquad
+              \hat a = \operatorname{clip}\big(x + (1 - \tau) \, v(x, \tau)\big), \quad c = 1
 
     The gradient stops at :math:`\hat a`: the policy is not differentiated. It is not normalised,
-    so that it is strong where the critic is steep.
+    so that it is strong where the critic is steep. A clipped component is guided all the same.
 
     Args:
         q: Critic for the same observation as the field, (B, H, A) -> (E, B); target networks.
@@ -23,21 +35,30 @@ def qgf(q: QFunction, *, weight: float, aggregate: Aggregate = minimum, clip: bo
         aggregate: How members become one value.
         clip: Whether the prediction is clipped to the action bounds before it is judged, as in
             the official code. The paper's equations do not clip.
+        estimate: What stands for :math:`\hat a`: ``euler`` as above, ``noisy`` the noisy chunk
+            itself, not clipped (QFQL), ``chain`` the end of the frozen path; see `clean`.
+        coefficient: c: ``constant``, or ``tilt``, :math:`(1 - \tau) / \tau` and 0 at flow time 0;
+            see `coefficient`. The factor of a tilted density is exact only together with the
+            Jacobian that this rule drops (`qgf_jacobian`).
+        sampler: Integrates the frozen field for ``chain``: the one that denoises.
 
     Returns:
         A rule for `guide`.
 
     Raises:
-        ConfigError: ``weight`` is negative or not finite.
+        ConfigError: ``weight`` is negative or not finite, an option has no such value, or
+            ``chain`` has no sampler.
 
     Source:
-        Q-Guided Flow, arXiv:2606.11087, eq. 9 and its code.
+        Q-Guided Flow, arXiv:2606.11087, eq. 9 and its code; ``tilt`` from a public fork of it.
     """
     check_weight(weight)
+    find = clean_estimate(estimate, sampler=sampler, clip=clip)
+    factor = along_flow(coefficient)
 
     def push(look: Look) -> Push:
-        bounds = look.bounds if clip else None
-        slope = slope_at(q, look.clean, aggregate=aggregate, bounds=bounds)
-        return Push(weight * slope.gradient, slope)
+        point, bounds = find(look)
+        slope = slope_at(q, point, aggregate=aggregate, bounds=bounds)
+        return Push(weight * factor.at(look.tau) * slope.gradient, slope)
 
-    return Rule(push, idle=weight == 0.0)
+    return Rule(push, after=factor.after, idle=weight == 0.0)
