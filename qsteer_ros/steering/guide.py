@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Scheduled, VelocityField, field_at, predict_clean
 from qsteer_ros.steering.gradient import NORMALISED, Bounds, Slope, differentiate
 from qsteer_ros.steering.limits import FREE, Limits
@@ -39,6 +40,10 @@ class Look(NamedTuple):
             :math:`u \mapsto (I + (1-\tau)\, \partial v / \partial x)^\top u`. None unless a rule
             said ``needs_pull``.
         bounds: Of normalised actions.
+        held: Actions that will come out as they are, whatever is pushed; None where there are
+            none. Rules that hold nothing see the field in which these rows go straight to their
+            actions: velocity, clean prediction, pull, ``field`` and ``whole``. Critics so judge
+            what will be executed.
     """
 
     field: VelocityField
@@ -50,11 +55,16 @@ class Look(NamedTuple):
     clean: Tensor
     pull: Callable[[Tensor], Tensor] | None
     bounds: Bounds
+    held: Held | None = None
 
     def pulled(self, gradient: Tensor) -> Tensor:
         """A gradient at the clean prediction, taken back to the noisy chunk, (B, H, A)."""
         assert self.pull is not None, "a rule that pulls must say needs_pull"
         return self.pull(gradient)
+
+    def free(self, tensor: Tensor) -> Tensor:
+        """The part that can be steered, for norms: zero in held rows, (B, H, A)."""
+        return tensor if self.held is None else _only_free(tensor, self.held)
 
 
 class Push(NamedTuple):
@@ -70,7 +80,11 @@ class Push(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Actions that must come out as they are, whatever policy and critic say.
+    r"""Actions that must come out as they are, whatever policy and critic say.
+
+    Their rows get the velocity :math:`(a - x) / (1 - \tau)`: x stays on the straight line from
+    noise to action, where the policy was trained to see it. Every integrator follows a straight
+    line up to rounding; `rtc.hold_rows` removes the rounding.
 
     Attributes:
         actions: (H, A) or (B, H, A), normalised; read where ``rows`` is True.
@@ -115,35 +129,43 @@ def guide(
         field: Frozen field, (B, H, A), (B,) -> (B, H, A), normalised, flow time 0 = noise.
         rules: What to add. Guidance adds up; rules see the frozen field, not one another.
         bounds: Of normalised actions.
-        limits: The trust region, applied to the sum.
+        limits: The trust region, applied to the sum, over the rows that are not held.
         trace: Collects what happened; does not change a bit of the result.
 
     Returns:
         A field with the same signature; ``field`` itself when every rule is idle. It is a
         `flow.TimedField`: rows of a batch share their flow time and do not influence each other.
+
+    Raises:
+        ConfigError: More than one rule holds actions.
     """
     active = [rule for rule in rules if not rule.idle]
     if not active:
         return field
+    held = _held_by(active)
 
     def at(tau: float) -> VelocityField:
         now = [rule for rule in active if tau > rule.after]
         frozen = field_at(field, tau)
-        if not now and trace is None:
+        if not now and trace is None and held is None:
             return frozen
 
         def steered(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
             if not now:
                 velocity = frozen(noisy_chunk, flow_time)
                 _record(trace, flow_time, velocity, None, None)
-                return velocity
-            look = _look(frozen, field, noisy_chunk, flow_time, tau, now, bounds)
-            guidance, slope = _sum(look, now)
-            guidance = limits.apply(guidance, look.velocity, look.clean, tau, bounds)
-            _record(trace, flow_time, look.velocity, guidance, slope)
-            added = [rule for rule in now if not rule.withheld]
-            velocity = look.velocity + guidance if added else look.velocity
-            return _hold(velocity, look, now)
+                return _straight(velocity, noisy_chunk, tau, held)
+            look = _look(frozen, field, noisy_chunk, flow_time, tau, now, bounds, held)
+            pushes = _pushes(look, now)
+            added = [push for rule, push in zip(now, pushes, strict=True) if not rule.withheld]
+            guidance = _limited(pushes, look, limits)
+            slope = next((push.slope for push in pushes if push.slope is not None), None)
+            _record(trace, flow_time, look.free(look.velocity), guidance, slope)
+            velocity = look.velocity
+            if added:
+                some = len(added) < len(pushes)
+                velocity = velocity + (_limited(added, look, limits) if some else guidance)
+            return _straight(velocity, look.noisy_chunk, tau, held)
 
         return steered
 
@@ -158,6 +180,7 @@ def _look(
     tau: float,
     rules: Sequence[Rule],
     bounds: Bounds,
+    held: Held | None,
 ) -> Look:
     if any(rule.needs_pull for rule in rules):
         velocity, pull = differentiate(frozen, noisy_chunk, flow_time)
@@ -165,29 +188,68 @@ def _look(
         velocity, pull = frozen(noisy_chunk, flow_time).detach(), None
     clean = predict_clean(noisy_chunk, flow_time, velocity).detach()
     noisy_chunk = noisy_chunk.detach()
-    return Look(frozen, whole, noisy_chunk, flow_time, tau, velocity, clean, pull, bounds)
+    return Look(frozen, whole, noisy_chunk, flow_time, tau, velocity, clean, pull, bounds, held)
 
 
-def _sum(look: Look, rules: Sequence[Rule]) -> tuple[Tensor, Slope | None]:
-    """Guidance of all rules together, without what falls on held rows, and the critic's answer."""
-    pushes = [(rule, rule.push(look)) for rule in rules]
-    slope = next((push.slope for _, push in pushes if push.slope is not None), None)
-    total = pushes[0][1].guidance
-    for _, push in pushes[1:]:
-        total = total + push.guidance
-    for rule in rules:
-        if rule.held is not None:
-            total = torch.where(rule.held.rows.view(1, -1, 1), torch.zeros_like(total), total)
-    return total, slope
+def _held_by(rules: Sequence[Rule]) -> Held | None:
+    holding = [rule.held for rule in rules if rule.held is not None and not rule.withheld]
+    if len(holding) > 1:
+        raise ConfigError(
+            f"at most one rule may hold actions: got {len(holding)}. Put all held rows into one."
+        )
+    return holding[0] if holding else None
 
 
-def _hold(velocity: Tensor, look: Look, rules: Sequence[Rule]) -> Tensor:
+def _pushes(look: Look, rules: Sequence[Rule]) -> list[Push]:
+    """What each rule wants; those that hold nothing see held rows go to their actions."""
+    if look.held is None:
+        return [rule.push(look) for rule in rules]
+    decided = _decided(look, look.held)
+    return [rule.push(decided if rule.held is None else look) for rule in rules]
+
+
+def _decided(look: Look, held: Held) -> Look:
+    """The look at the field in which held rows go straight to their actions."""
+    pull, whole = look.pull, _holding(look.whole, held)
+    return look._replace(
+        field=whole.at(look.tau),
+        whole=whole,
+        velocity=_straight(look.velocity, look.noisy_chunk, look.tau, held),
+        clean=torch.where(held.rows.view(1, -1, 1), held.actions, look.clean),
+        pull=None if pull is None else lambda gradient: pull(_only_free(gradient, held)),
+    )
+
+
+def _holding(field: VelocityField, held: Held) -> Scheduled:
+    def at(tau: float) -> VelocityField:
+        inner = field_at(field, tau)
+        return lambda noisy_chunk, flow_time: _straight(
+            inner(noisy_chunk, flow_time), noisy_chunk, tau, held
+        )
+
+    return Scheduled(at)
+
+
+def _straight(velocity: Tensor, noisy_chunk: Tensor, tau: float, held: Held | None) -> Tensor:
     """Lead held rows straight to their actions: velocity (action - x) / (1 - tau)."""
-    for rule in rules:
-        if rule.held is not None:
-            straight = (rule.held.actions - look.noisy_chunk) / (1.0 - look.tau)
-            velocity = torch.where(rule.held.rows.view(1, -1, 1), straight, velocity)
-    return velocity
+    if held is None:
+        return velocity
+    straight = (held.actions - noisy_chunk) / (1.0 - tau)
+    return torch.where(held.rows.view(1, -1, 1), straight, velocity)
+
+
+def _only_free(tensor: Tensor, held: Held) -> Tensor:
+    return torch.where(held.rows.view(1, -1, 1), torch.zeros_like(tensor), tensor)
+
+
+def _limited(pushes: Sequence[Push], look: Look, limits: Limits) -> Tensor:
+    """Guidance of some rules together, zero in held rows and inside the limits."""
+    total = pushes[0].guidance
+    for push in pushes[1:]:
+        total = total + push.guidance
+    return limits.apply(
+        look.free(total), look.free(look.velocity), look.clean, look.tau, look.bounds
+    )
 
 
 def _record(

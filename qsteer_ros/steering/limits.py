@@ -44,7 +44,18 @@ class Limits:
     def apply(
         self, guidance: Tensor, velocity: Tensor, clean: Tensor, tau: float, bounds: Bounds
     ) -> Tensor:
-        """Guidance inside the limits, (B, H, A); the same tensor when there are none."""
+        """Guidance inside the limits, (B, H, A); the same tensor when there are none.
+
+        Projected first, shortened then: what was projected stays in the box when it is shortened.
+
+        Args:
+            guidance: The sum of all rules' guidance, (B, H, A).
+            velocity: The frozen field's, (B, H, A); zero in rows that are held, whose length is
+                no allowance for the others.
+            clean: Unclipped clean prediction, (B, H, A).
+            tau: Flow time, below 1.
+            bounds: Of normalised actions.
+        """
         if self.project:
             guidance = project(guidance, clean, tau, bounds)
         if math.isinf(self.max_ratio):
@@ -65,14 +76,15 @@ def shorten(guidance: Tensor, limit: Tensor) -> Tensor:
 def project(guidance: Tensor, clean: Tensor, tau: float, bounds: Bounds) -> Tensor:
     r"""Cut guidance that would push the clean prediction out of the box.
 
-    Guidance held from now on moves the end by :math:`(1 - \tau) g`. With
+    Guidance held from now on moves the end by :math:`(1 - \tau) g`. Componentwise, with
     :math:`l = \min(\mathrm{low}, \hat a)` and :math:`u = \max(\mathrm{high}, \hat a)`,
 
-    .. math:: g' = \frac{\operatorname{clip}(\hat a + (1 - \tau) g,\; l,\; u) - \hat a}{1 - \tau},
+    .. math:: g' = \operatorname{clip}\Big(g,\; \frac{l - \hat a}{1 - \tau},\;
+                   \frac{u - \hat a}{1 - \tau}\Big)
 
-    componentwise. A component that the policy itself has put outside is not pulled back, and is
-    pushed no further; one inside stops at the bound. Never longer than ``guidance`` and never of
-    the other sign.
+    A component that the policy itself has put outside is not pulled back, and is pushed no
+    further; one inside stops at the bound. Never longer than ``guidance`` and never of the other
+    sign, component by component and to the bit: the limits are :math:`\le 0 \le`.
 
     Args:
         guidance: g, (B, H, A).
@@ -84,8 +96,6 @@ def project(guidance: Tensor, clean: Tensor, tau: float, bounds: Bounds) -> Tens
         g', (B, H, A).
     """
     remaining = 1.0 - tau
-    low, high = clean.clamp(max=bounds[0]), clean.clamp(min=bounds[1])
-    reached = torch.minimum(torch.maximum(clean + remaining * guidance, low), high)
-    cut = (reached - clean) / remaining
-    inside = (clean + remaining * guidance >= low) & (clean + remaining * guidance <= high)
-    return torch.where(inside, guidance, cut)
+    down = (clean.clamp(max=bounds[0]) - clean) / remaining
+    up = (clean.clamp(min=bounds[1]) - clean) / remaining
+    return torch.minimum(torch.maximum(guidance, down), up)

@@ -48,6 +48,7 @@ def qpilots_u(
         gradient = slope.gradient
         if keep_jacobian:
             gradient = look.pulled(gradient)
-        return Push(match_drift(gradient, look.velocity, ratio=weight), slope)
+        gradient, velocity = look.free(gradient), look.free(look.velocity)
+        return Push(match_drift(gradient, velocity, ratio=weight), slope)
 
     return Rule(push, needs_pull=keep_jacobian, after=0.0, idle=weight == 0.0)

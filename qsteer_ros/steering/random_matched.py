@@ -28,8 +28,8 @@ def random_matched(rule: Rule, *, seed: int) -> Rule:
 
     def push(look: Look) -> Push:
         found = rule.push(look)
-        normal = directions(look.tau, look.velocity.shape, like=look.velocity)
+        normal = look.free(directions(look.tau, look.velocity.shape, like=look.velocity))
         direction = normal / norm_per_sample(normal)
-        return Push(norm_per_sample(found.guidance) * direction, found.slope)
+        return Push(norm_per_sample(look.free(found.guidance)) * direction, found.slope)
 
     return replace(rule, push=push)

@@ -34,7 +34,7 @@ def at_ratio(rule: Rule, ratio: float) -> Rule:
 
     Args:
         rule: Whose direction is taken.
-        ratio: r >= 0; 0 leaves the field alone.
+        ratio: r >= 0, over the rows that are not held; 0 leaves those alone.
 
     Raises:
         ConfigError: ``ratio`` is negative or not finite.
@@ -43,6 +43,8 @@ def at_ratio(rule: Rule, ratio: float) -> Rule:
 
     def push(look: Look) -> Push:
         found = rule.push(look)
-        return Push(match_drift(found.guidance, look.velocity, ratio=ratio), found.slope)
+        gradient, velocity = look.free(found.guidance), look.free(look.velocity)
+        return Push(match_drift(gradient, velocity, ratio=ratio), found.slope)
 
-    return replace(rule, push=push, idle=rule.idle or ratio == 0.0)
+    nothing = ratio == 0.0 and rule.held is None
+    return replace(rule, push=push, idle=rule.idle or nothing)
