@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROWS = (
     {"types", "errors", "resources", "interface"},
     {"flow", "ensemble", "checkpoints", "motion", "replay"},
-    {"weights"},
+    {"weights", "posterior", "diffusion"},
     {"steering", "critics", "sim"},
     {"policies"},
     {"learning"},
