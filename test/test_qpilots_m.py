@@ -25,7 +25,7 @@ from qsteer_ros.ensemble import Aggregate, QFunction
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.flow import Sampler, Scheduled, VelocityField, predict_clean, sample_noise
 from qsteer_ros.posterior import PosteriorMap, glass_posterior
-from qsteer_ros.steering.guide import Rule, guide
+from qsteer_ros.steering.guide import Held, Push, Rule, guide
 from qsteer_ros.steering.qpilots_m import Tilt, log_mean_exp, qpilots_m
 from qsteer_ros.steering.qpilots_u import qpilots_u
 from qsteer_ros.steering.random_matched import random_matched
@@ -321,6 +321,38 @@ def test_single_precision_stays_single() -> None:
     start, time = noise().float(), torch.full((4,), 0.5)
     assert field(start, time).dtype == torch.float32
     assert exact.dtype == torch.float64
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_samples_are_judged_with_the_held_actions_and_only_the_rest_is_pushed(
+    per_row: bool,
+) -> None:
+    actions = 0.3 * noise(seed=4)[: 4 if per_row else 1]
+    rows = torch.tensor([True, False, False])
+    held = Held(actions if per_row else actions[0], rows)
+    hold = Rule(lambda look: Push(torch.zeros_like(look.clean)), held=held)
+    start, time = small(), torch.full((4,), 0.5, dtype=torch.float64)
+
+    def pushed(**options: object) -> tuple[Tensor, Counting, Tensor]:
+        critic, heard = Counting(wavy), Heard(scattered)
+        both = guide(swirl, rule(critic, heard, aggregate=MEAN, weight=1.0, **options), hold)
+        found = both(start, time) - guide(swirl, hold)(start, time)
+        return found, critic, heard.noise[0]
+
+    found, critic, normals = pushed(scaling="tilt")
+    asked = critic.asked[0].view(4, 5, 3, 2)
+    assert torch.equal(asked[:, :, 0], actions[:, :1].expand(4, 5, 2))
+
+    def value(point: Tensor) -> Tensor:
+        samples = scattered(normals, point, time)
+        executed = torch.where(rows.view(1, 1, -1, 1), actions.unsqueeze(1), samples)
+        return log_mean_exp(MEAN(wavy(executed.flatten(0, 1))).view(4, 4))
+
+    expected = numerical_gradient(value, start)
+    assert (found[:, 0] == 0).all()
+    torch.testing.assert_close(found[:, 1:], expected[:, 1:], atol=1e-7, rtol=1e-6)
+    drift = swirl(start, time)[:, 1:].flatten(1).norm(dim=1)
+    torch.testing.assert_close(pushed()[0].flatten(1).norm(dim=1), drift)
 
 
 def exact_push(data: Mixture, slope: Tensor) -> VelocityField:

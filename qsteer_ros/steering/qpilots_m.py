@@ -11,8 +11,9 @@ from torch import Tensor
 from qsteer_ros.ensemble import Aggregate, QFunction, pessimistic
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.posterior import PosteriorMap, posterior_at
+from qsteer_ros.steering.coefficient import coefficient
 from qsteer_ros.steering.gradient import Slope, check_weight, leaf, local_gradients, slope_at
-from qsteer_ros.steering.guide import Look, Push, Rule
+from qsteer_ros.steering.guide import Held, Look, Push, Rule
 from qsteer_ros.steering.ratio import match_drift
 from qsteer_ros.steering.step_noise import StepNoise
 
@@ -119,6 +120,8 @@ def qpilots_m(
     function. An affine change of Q that the tilt's mean and std follow changes nothing; with a
     fixed tilt the scale of Q decides how the samples are weighed.
 
+    Where actions are held (real-time chunking), samples are judged with these in their place.
+
     Per step the critic judges N + 1 chunks per row in one call: the samples, and the clean
     prediction for the trace, whose ``q`` is the value there as with every other method.
 
@@ -163,17 +166,33 @@ def qpilots_m(
             start, time = leaf(look.noisy_chunk), look.flow_time.clone()
             samples = posterior_at(posterior, look.tau)(noise, start, time)
         _check_samples(samples, noise)
-        chunks = torch.cat([samples.detach(), look.clean.unsqueeze(1)], dim=1)
+        executed = _with_held(samples.detach(), look.held)
+        chunks = torch.cat([executed, look.clean.unsqueeze(1)], dim=1)
         judged = slope_at(q, chunks.flatten(0, 1), aggregate=potential, bounds=look.bounds)
-        at_samples = judged.gradient.view_as(chunks)[:, :num_samples]
+        at_samples = _without_held(judged.gradient.view_as(chunks)[:, :num_samples], look.held)
         with local_gradients():
             (gradient,) = torch.autograd.grad(samples, start, grad_outputs=at_samples.clone())
-        slope = _at_clean(judged, at_samples, reduce)
+        gradient, slope = look.free(gradient), _at_clean(judged, at_samples, reduce)
         if scaling == "drift":
-            return Push(match_drift(gradient, look.velocity, ratio=weight), slope)
-        return Push(weight * (1.0 - look.tau) / look.tau * gradient, slope)
+            return Push(match_drift(gradient, look.free(look.velocity), ratio=weight), slope)
+        return Push(weight * coefficient("tilt").at(look.tau) * gradient, slope)
 
     return Rule(push, after=0.0, idle=weight == 0.0)
+
+
+def _with_held(samples: Tensor, held: Held | None) -> Tensor:
+    """Samples (B, N, H, A) as they would be executed: held rows are their actions."""
+    if held is None:
+        return samples
+    actions = held.actions.unsqueeze(1) if held.actions.ndim == 3 else held.actions
+    return torch.where(held.rows.view(1, 1, -1, 1), actions, samples)
+
+
+def _without_held(gradient: Tensor, held: Held | None) -> Tensor:
+    """Gradient at samples (B, N, H, A), zero in held rows."""
+    if held is None:
+        return gradient
+    return torch.where(held.rows.view(1, 1, -1, 1), torch.zeros_like(gradient), gradient)
 
 
 def _at_clean(judged: Slope, at_samples: Tensor, reduce: Aggregate) -> Slope:
