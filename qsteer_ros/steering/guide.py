@@ -137,7 +137,8 @@ def guide(
         `flow.TimedField`: rows of a batch share their flow time and do not influence each other.
 
     Raises:
-        ConfigError: More than one rule holds actions.
+        ConfigError: More than one rule holds actions; when the field is asked: they do not fit
+            its chunk.
     """
     active = [rule for rule in rules if not rule.idle]
     if not active:
@@ -204,6 +205,7 @@ def _pushes(look: Look, rules: Sequence[Rule]) -> list[Push]:
     """What each rule wants; those that hold nothing see held rows go to their actions."""
     if look.held is None:
         return [rule.push(look) for rule in rules]
+    check_fits(look.held.actions, look.clean)
     decided = _decided(look, look.held)
     return [rule.push(decided if rule.held is None else look) for rule in rules]
 
@@ -218,6 +220,25 @@ def _decided(look: Look, held: Held) -> Look:
         clean=torch.where(held.rows.view(1, -1, 1), held.actions, look.clean),
         pull=None if pull is None else lambda gradient: pull(_only_free(gradient, held)),
     )
+
+
+def check_fits(actions: Tensor, chunk: Tensor) -> None:
+    """Refuse actions (H, A) or (B, H, A) that a chunk (B, H, A) cannot be made of.
+
+    Raises:
+        ConfigError: Shape, type or device differ.
+    """
+    if actions.shape not in (chunk.shape[1:], (1, *chunk.shape[1:]), chunk.shape):
+        raise ConfigError(
+            "actions to hold or to follow must have the shape of the field's chunk "
+            f"{tuple(chunk.shape[1:])}, or that of its batch: got {tuple(actions.shape)}."
+        )
+    if actions.dtype != chunk.dtype or actions.device != chunk.device:
+        raise ConfigError(
+            "actions to hold or to follow must have the noise's type and device, "
+            f"{chunk.dtype} on {chunk.device}: got {actions.dtype} on {actions.device}. "
+            "Move them once, before the chunk is denoised."
+        )
 
 
 def _holding(field: VelocityField, held: Held) -> Scheduled:

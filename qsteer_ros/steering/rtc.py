@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.steering.gradient import check_weight
-from qsteer_ros.steering.guide import Held, Look, Push, Rule
+from qsteer_ros.steering.guide import Held, Look, Push, Rule, check_fits
 
 SCHEDULES = ("exponential", "linear", "ones", "zeros")
 
@@ -84,7 +84,7 @@ def rtc(
     silent = max_weight == 0.0 or not any(reached)
 
     def push(look: Look) -> Push:
-        _check_fit(target, look.clean)
+        check_fits(target, look.clean)
         if silent:
             return Push(torch.zeros_like(look.clean))
         error = weight * (target - look.clean)
@@ -220,20 +220,4 @@ def _check(previous: Tensor, committed: int, overlap: int) -> None:
         raise ConfigError(
             f"the {overlap} rows of 'previous' that are read must be finite: row {bad[0]} is not. "
             "Make 'overlap' at most the rows that the running chunk still has."
-        )
-
-
-def _check_fit(target: Tensor, clean: Tensor) -> None:
-    fits = target.shape == clean.shape[-target.dim() :] or (
-        target.dim() == 3 and target.shape == (1, *clean.shape[1:])
-    )
-    if not fits:
-        raise ConfigError(
-            f"'previous' must have the shape of the field's chunk {tuple(clean.shape[1:])}: got "
-            f"{tuple(target.shape)}."
-        )
-    if target.dtype != clean.dtype or target.device != clean.device:
-        raise ConfigError(
-            f"'previous' must have the noise's type and device, {clean.dtype} on {clean.device}: "
-            f"got {target.dtype} on {target.device}. Move it once, before the chunk is denoised."
         )
