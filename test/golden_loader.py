@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,13 +14,17 @@ from torch import Tensor
 
 from qsteer_ros.critics.networks import EnsembleMLP, ValueMLP, critic_input
 from qsteer_ros.ensemble import QFunction
-from qsteer_ros.flow import VelocityField
+from qsteer_ros.flow import Sampler, VelocityField
+from qsteer_ros.policies import networks
 from qsteer_ros.policies.networks import FlowMLP
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 ACTION_DIM = 4
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
+STRICT = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""Of the largest component; in float64 only with the official time embedding."""
+
 DTYPES = (torch.float64, torch.float32)
 
 
@@ -61,7 +66,27 @@ class Golden:
             rtol=TOLERANCE[self.dtype],
         )
 
-    def flow(self, prefix: str) -> FlowMLP:
+    def agrees(self, found: Tensor, key: str, *, amplification: float = 1.0) -> None:
+        """Our result is the golden one up to rounding: `STRICT` of the largest component.
+
+        Where a change of the noise comes out so many times larger, ten roundings may show.
+        """
+        tolerance = max(STRICT[self.dtype], 10 * torch.finfo(self.dtype).eps * amplification)
+        expected = torch.from_numpy(np.asarray(self.arrays[key])).double()
+        difference = found.detach().double().reshape(expected.shape) - expected
+        relative = float(difference.abs().max() / expected.abs().max())
+        print(f"{relative:.1e} {str(self.dtype).removeprefix('torch.')} {key}")
+        assert relative <= tolerance, f"{key} deviates by {relative:.1e}"
+
+    def flow(self, prefix: str, *, official_time: bool = False) -> FlowMLP:
+        """The flow network; ``official_time`` feeds it the recorded time embedding.
+
+        The official code rounds the embedding's frequencies in float32 with another library than
+        ours: 1e-7 in a chunk, whatever the float type of the rest.
+        """
+        if official_time:
+            with mock.patch.object(networks, "sinusoidal16", official_embedding):
+                return self.flow(prefix)
         weights = self.parameters(prefix)
         out, hidden = weights["head.weight"].shape
         inputs = weights["layers.0.weight"].shape[1]
@@ -81,6 +106,24 @@ class Golden:
         depth = sum(name.startswith("scales.") for name in weights)
         weights = {f"body.{name}": tensor for name, tensor in weights.items()}
         return _filled(ValueMLP(inputs, (hidden,) * depth), weights, self.dtype)
+
+
+def official_embedding(flow_time: Tensor) -> Tensor:
+    """The embedding that the official code gave these flow times, (B,) -> (B, 16) float32."""
+    recorded = golden("nets")
+    times = torch.from_numpy(recorded["in/emb_t"])
+    embeddings = torch.from_numpy(recorded["out/timestep_embedding_16"])
+    same = flow_time.float().unsqueeze(1) == times
+    assert same.any(dim=1).all(), f"not recorded: {flow_time[~same.any(dim=1)]}"
+    return embeddings[same.int().argmax(dim=1)]
+
+
+def path(field: VelocityField, noise: Tensor, *, steps: int = 10) -> Tensor:
+    """All points from the noise to the chunk, (T + 1, B, H, A)."""
+    points = [noise]
+    for step in range(steps):
+        points.append(Sampler(steps).step(field, points[-1], step))
+    return torch.stack(points)
 
 
 def field_of(network: FlowMLP, observation: Tensor) -> VelocityField:
