@@ -123,7 +123,12 @@ def test_a_field_that_is_scheduled_is_asked_with_a_plain_number() -> None:
     def at(tau: float) -> VelocityField:
         assert isinstance(tau, float)
         asked.append(tau)
-        return swirl
+
+        def field(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
+            assert (flow_time == tau).all()
+            return swirl(noisy_chunk, flow_time)
+
+        return field
 
     x = noise()
     timed = posterior_at(glass_posterior(Scheduled(at), steps=4), 0.3)

@@ -151,6 +151,22 @@ def test_the_first_step_is_the_frozen_policys_and_asks_neither_map_nor_critic(
     assert (heard.noise, critic.asked) == ([], [])
 
 
+def test_a_map_that_is_scheduled_is_asked_with_a_plain_number() -> None:
+    asked = list[float]()
+
+    class Timed:
+        def __call__(self, normals: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
+            raise AssertionError("the map was asked without its flow time")
+
+        def at(self, flow_time: float) -> PosteriorMap:
+            asked.append(flow_time)
+            return scattered
+
+    timed = Sampler(STEPS).denoise(guide(swirl, rule(posterior=Timed())), noise())
+    assert asked == [step / STEPS for step in range(1, STEPS)]
+    assert torch.equal(timed, Sampler(STEPS).denoise(guide(swirl, rule()), noise()))
+
+
 def test_weight_zero_is_the_frozen_policy_itself() -> None:
     assert guide(swirl, rule(never, weight=0.0)) is swirl
 
