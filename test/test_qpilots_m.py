@@ -371,6 +371,16 @@ def test_samples_are_judged_with_the_held_actions_and_only_the_rest_is_pushed(
     torch.testing.assert_close(pushed()[0].flatten(1).norm(dim=1), drift)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_and_a_cpu_steer_alike_from_the_same_seed() -> None:
+    def chunk(device: str) -> Tensor:
+        field = guide(swirl, rule(posterior=glass_posterior(swirl, steps=3)))
+        return Sampler(STEPS).denoise(field, noise().to(device)).cpu()
+
+    torch.testing.assert_close(chunk("cuda"), chunk("cpu"), atol=1e-9, rtol=1e-9)
+
+
 def exact_push(data: Mixture, slope: Tensor) -> VelocityField:
     """The field with the exact gradient of V and the unrescaled coefficient (1 - t) / t."""
 
