@@ -217,3 +217,16 @@ def test_zero_reports_the_guidance_that_it_withheld() -> None:
     guide(swirl, qgf(wavy, weight=0.3), trace=added)(noise(), flow_time)
     for name, values in added.arrays().items():
         assert (withheld.arrays()[name] == values).all(), name
+
+
+def test_the_tilt_coefficient_multiplies_the_guidance_by_the_odds_of_the_flow_time() -> None:
+    for flow_time in list(times(4))[1:]:
+        tau, velocity = float(flow_time[0]), swirl(noise(), flow_time)
+        constant = guide(swirl, qgf(wavy, weight=0.3))(noise(), flow_time) - velocity
+        tilted = guide(swirl, qgf(wavy, weight=0.3, coefficient="tilt"))(noise(), flow_time)
+        torch.testing.assert_close(tilted - velocity, (1 - tau) / tau * constant)
+
+
+def test_an_unknown_coefficient_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'coefficient' must be one of constant, tilt: got 'x'"):
+        qgf(wavy, weight=1.0, coefficient="x")

@@ -111,6 +111,7 @@ def _smoothed(num_samples: int, perturbation: float, seed: int) -> WayBack:
     def back(look: Look, slope: Slope) -> Tensor:
         noisy = look.noisy_chunk
         shape = torch.Size((num_samples, 1, *noisy.shape[1:]))
-        return ways.smoothed(look, slope, perturbation * normal(look.tau, shape, like=noisy))
+        drawn = normal(look.tau, shape, like=noisy.float())  # the same for every float type
+        return ways.smoothed(look, slope, perturbation * drawn.to(noisy.dtype))
 
     return back
