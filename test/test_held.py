@@ -13,9 +13,12 @@ from two_ways import HORIZON, chunk_noise, prefers, running, two_ways
 from qsteer_ros.ensemble import minimum
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import INTEGRATORS, Sampler, VelocityField, predict_clean
+from qsteer_ros.steering.bptt import bptt
 from qsteer_ros.steering.guide import Rule, guide
 from qsteer_ros.steering.limits import Limits
+from qsteer_ros.steering.noisy_gradient import noisy_gradient
 from qsteer_ros.steering.qgf import qgf
+from qsteer_ros.steering.qgf_jacobian import qgf_jacobian
 from qsteer_ros.steering.qpilots_u import qpilots_u
 from qsteer_ros.steering.random_matched import random_matched
 from qsteer_ros.steering.ratio import at_ratio
@@ -32,6 +35,9 @@ CRITICS: dict[str, Callable[[], Rule]] = {
     "random_matched": lambda: random_matched(qgf(wavy, weight=0.4), seed=2),
     "at_ratio": lambda: at_ratio(qgf(wavy, weight=1.0), 0.4),
     "zero": lambda: zero(qgf(wavy, weight=0.4)),
+    "qgf_jacobian": lambda: qgf_jacobian(wavy, weight=0.4),
+    "noisy_gradient": lambda: noisy_gradient(wavy, weight=0.1),
+    "bptt": lambda: bptt(wavy, weight=0.4, sampler=Sampler(7)),
 }
 
 
@@ -118,6 +124,17 @@ def test_critics_judge_what_will_be_executed() -> None:
     critic = Counting(wavy)
     guide(swirl, qgf(critic, weight=1.0), chain())(chunk_noise(4), at(0.4))
     torch.testing.assert_close(critic.asked[0], decided(chunk_noise(4)).clamp(-1, 1))
+
+
+def test_rules_that_integrate_further_do_so_with_the_committed_actions() -> None:
+    sampler, critic = Sampler(10), Counting(wavy)
+    chained = qgf(critic, weight=1.0, estimate="chain", sampler=sampler)
+    for rule in (chained, bptt(critic, weight=1.0, sampler=sampler)):
+        guide(swirl, rule, only_held())(chunk_noise(4), at(0.4))
+    end = sampler.denoise(guide(swirl, only_held()), chunk_noise(4), first_step=4)
+    assert len(critic.asked) == 2
+    for asked in critic.asked:
+        torch.testing.assert_close(asked, end.clamp(-1, 1))
 
 
 def test_the_gradient_in_free_rows_is_that_of_the_chunk_with_the_committed_actions() -> None:

@@ -57,6 +57,4 @@ def keep_near(chunk: Tensor, twin: Tensor, *, max_displacement: float) -> tuple[
     inside = distance <= max_displacement
     share = torch.where(inside, torch.ones_like(distance), max_displacement / distance)
     nearer = twin + share.view(-1, 1, 1) * (chunk - twin)
-    low, high = torch.minimum(chunk, twin), torch.maximum(chunk, twin)
-    between = torch.minimum(torch.maximum(nearer, low), high)
-    return torch.where(inside.view(-1, 1, 1), chunk, between), share
+    return torch.where(inside.view(-1, 1, 1), chunk, nearer), share
