@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from qsteer_ros.errors import ConfigError
+from qsteer_ros.errors import ConfigError, DataError
 
 QFunction = Callable[[Tensor], Tensor]
 """chunk (B, H, A), normalised -> value of each ensemble member (E, B), return units."""
@@ -69,6 +70,32 @@ def pessimistic(rho: float) -> Aggregate:
         return mean(values) - rho * spread(values)
 
     return mean_less_spread
+
+
+def probe(q: QFunction, chunk: Tensor) -> None:
+    """Ask a critic once, before anything is sampled, and refuse an answer nobody can follow.
+
+    Args:
+        q: Critic for one observation.
+        chunk: Any chunks it must be able to judge, (B, H, A).
+
+    Raises:
+        ConfigError: The answer has not the shape (E, B).
+        DataError: A value is not finite.
+    """
+    with torch.no_grad():
+        values = q(chunk)
+    if values.ndim != 2 or values.shape[1] != chunk.shape[0] or values.shape[0] < 1:
+        raise ConfigError(
+            f"a critic must give one value per member and chunk, (E, {chunk.shape[0]}): got "
+            f"{tuple(values.shape)}. Stack the members' values along the first axis."
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise DataError(
+            "the critic's values must be finite: "
+            f"{int((~torch.isfinite(values)).sum())} of {values.numel()} are not. Nothing was "
+            "sampled. Check the critic and the features it was given."
+        )
 
 
 def aggregate(reduction: str, *, rho: float = 0.0) -> Aggregate:

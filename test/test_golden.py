@@ -14,8 +14,9 @@ from qsteer_ros.policies.networks import sinusoidal16
 from qsteer_ros.steering.best_of_n import best_of_n
 from qsteer_ros.steering.gradient import slope_at
 from qsteer_ros.steering.guide import guide
+from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.qgf import qgf
-from qsteer_ros.steering.settings import SteeringSettings, steer
+from qsteer_ros.steering.settings import SteeringSettings
 
 CORES = ("core_chunk5", "core_h1")
 BOTH = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in DTYPES]

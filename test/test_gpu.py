@@ -21,7 +21,9 @@ pytestmark = [
 
 
 def policy_on(device: str, mode: str, folder: Path) -> SteeredPolicy:
-    settings = SteeringSettings(mode=mode, weight=0.3, num_samples=4, twin_rate=1.0)
+    settings = SteeringSettings(
+        mode=mode, weight=0.3, num_samples=4, twin_rate=1.0, tilt_mean=0.0, tilt_std=1.0
+    )
     policy = FlowPolicy.load(make_policy().save(folder / "policy"), device=device)
     critic = Critic.load(make_critic().save(folder / "critic"), device=device)
     return SteeredPolicy(None, policy, critic, settings, device=device)

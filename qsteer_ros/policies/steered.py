@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
-from qsteer_ros.ensemble import QFunction, spread
+from qsteer_ros.ensemble import QFunction, probe
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import Sampler, VelocityField, sample_noise
+from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite, stamps_of, summary_of
 from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.policies.judged import clip_shares, judge
+from qsteer_ros.policies.making import Made, Question, make, start
+from qsteer_ros.policies.running import RunningChunk, continuation
 from qsteer_ros.replay.decision import DecisionRecord
-from qsteer_ros.steering.best_of_n import best_of_n
-from qsteer_ros.steering.settings import SteeringSettings, steer
+from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.steering.trace import Trace
 from qsteer_ros.types import Observation
 
@@ -85,6 +87,8 @@ class SteeredPolicy:
                 f"steering mode '{self.settings.mode}' needs a critic: none is loaded. "
                 "Set parameter 'critic', or steering: off."
             )
+        if self.settings.mode == "qpilots_m":
+            _ = self.settings.tilt  # refuses when the critic's values are not known
         if self.critic is not None:
             self.critic.interface.check_same(
                 self.policy.interface,
@@ -111,13 +115,17 @@ class SteeredPolicy:
         """
         return dataclasses.replace(self, settings=settings)
 
-    def decide(self, observation: Observation, *, seed: int) -> Decision:
+    def decide(
+        self, observation: Observation, *, seed: int, running: RunningChunk | None = None
+    ) -> Decision:
         """Answer one observation with a chunk.
 
         Args:
             observation: What the policy sees.
             seed: Decides the noise, and the directions of mode ``random_matched``. The same
                 observation, parts and seed give the same chunk bit for bit on the same device.
+            running: The chunk that is being executed, to be continued by real-time chunking;
+                None decides afresh.
 
         Returns:
             The chunk and its record, which names the observation's stamps.
@@ -132,20 +140,29 @@ class SteeredPolicy:
         with torch.no_grad():
             features = self.encoder.features(observation)
         clock.lap("encode")
-        return self._answer(features, seed=seed, clock=clock, stamps=stamps_of(observation))
+        return self._answer(
+            features, seed=seed, running=running, clock=clock, stamps=stamps_of(observation)
+        )
 
-    def act(self, features: Tensor, *, seed: int) -> Decision:
+    def act(self, features: Tensor, *, seed: int, running: RunningChunk | None = None) -> Decision:
         """Answer features that were computed elsewhere, or read from a record, (1, F).
 
         Raises:
-            ConfigError: Features of another length.
+            ConfigError: Features of another length, or a running chunk that does not fit.
             DataError: Features, chunk or values are not finite; no action may follow.
         """
-        return self._answer(features, seed=seed, clock=Stopwatch(self.device), stamps={})
+        clock = Stopwatch(self.device)
+        return self._answer(features, seed=seed, running=running, clock=clock, stamps={})
 
     @torch.no_grad()
     def _answer(
-        self, features: Tensor, *, seed: int, clock: Stopwatch, stamps: Mapping[str, Any]
+        self,
+        features: Tensor,
+        *,
+        seed: int,
+        running: RunningChunk | None,
+        clock: Stopwatch,
+        stamps: Mapping[str, Any],
     ) -> Decision:
         settings, bounds = self.settings, self.policy.bounds
         if features.ndim != 2 or features.shape[0] != 1:
@@ -154,40 +171,26 @@ class SteeredPolicy:
                 f"{tuple(features.shape)}."
             )
         check_finite(features, "the encoder's features", "Check the cameras and joint states.")
-        features = features.to(self.device)
-        field = self.policy.condition(features)
+        features, device = features.to(self.device), torch.device(self.device)
+        shape = (self.policy.horizon, self.policy.action_dim)
+        noise = start(shape, settings, seed=seed, device=device)
         q = self._value_function(features)
-        trace = Trace()
-        steered = steer(
-            field, q, settings, sampler=self.sampler, bounds=bounds, seed=seed, trace=trace
-        )
-        noise = self._noise(seed)
-        clock.lap("condition")
-        unclipped = self.sampler.denoise(steered, noise)
-        check_finite(unclipped, "the denoised chunk", "Check policy, critic and steering weight.")
-        chunks = unclipped.clamp(*bounds)
-        clock.lap("denoise")
-        index = 0
-        if settings.mode == "best_of_n" and q is not None:
-            _, index = best_of_n(chunks, q, aggregate=settings.aggregate)
-        clock.lap("select")
-        tensors = {
-            "features": features[0],
-            "noise": noise[index],
-            "chunk": chunks[index],
-            "chunk_unclipped": unclipped[index],
-        }
-        meta: dict[str, Any] = {**stamps, **self._provenance(seed)}
-        if settings.mode == "best_of_n":
-            tensors |= {"candidate_noise": noise, "candidate_chunks": chunks}
-            meta["candidate"] = index
         if q is not None:
-            twin = self._twin(field, noise, chunks) if settings.wants_twin(seed) else None
-            if twin is not None:
-                tensors["chunk_unguided"] = twin[0]
-            meta |= self._judge(q, chunks[index : index + 1], twin)
-        clipped = tensors["chunk_unclipped"] != tensors["chunk"]
-        meta["clipped_share"] = float(clipped.float().mean())
+            probe(q, noise.clamp(*bounds))
+        others = () if running is None else (continuation(running, like=noise),)
+        field, trace = self.policy.condition(features), Trace()
+        question = Question(field, q, settings, self.sampler, noise, seed, bounds, others)
+        clock.lap("condition")
+        made = make(question, trace=trace, clock=clock)
+        tensors, meta = _described(question, made), {**stamps, **self._provenance(seed)}
+        tensors["features"] = features[0]
+        if running is not None:
+            tensors["running_chunk"] = torch.from_numpy(running.chunk)
+            meta["running"] = {"elapsed": running.elapsed, "committed": running.committed}
+        if q is not None:
+            meta |= judge(q, made.chunk, made.twin, settings.aggregate)
+        chosen = made.unclipped[made.index : made.index + 1]
+        meta |= {**made.notes, **clip_shares(chosen, made.twin_unclipped, bounds)}
         clock.lap("judge")
         return _decision(tensors, meta, trace, clock)
 
@@ -195,35 +198,6 @@ class SteeredPolicy:
         if self.critic is None or not self.settings.needs_critic:
             return None
         return self.critic.condition(features)
-
-    def _noise(self, seed: int) -> Tensor:
-        """Start of the path, (N, H, A); the first candidate's is that of every other mode."""
-        shape = (self.policy.horizon, self.policy.action_dim)
-        device = torch.device(self.device)
-        noise = sample_noise((1, *shape), seed=seed, device=device)
-        extra = self.settings.num_samples - 1 if self.settings.mode == "best_of_n" else 0
-        if extra == 0:
-            return noise
-        other = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-        return torch.cat([noise, sample_noise((extra, *shape), seed=other, device=device)])
-
-    def _twin(self, field: VelocityField, noise: Tensor, chunks: Tensor) -> Tensor:
-        """The frozen policy's chunk from the same noise, (1, H, A)."""
-        if self.settings.mode == "best_of_n":
-            return chunks[:1]
-        unclipped = self.sampler.denoise(field, noise)
-        return unclipped.clamp(*self.policy.bounds)
-
-    def _judge(self, q: QFunction, chunk: Tensor, twin: Tensor | None) -> dict[str, Any]:
-        """Values of the final chunk and, if given, of its unguided twin."""
-        values = q(chunk)
-        check_finite(values, "the critic's values of the chunk", "Check the critic.")
-        after = float(self.settings.aggregate(values)[0])
-        judged = {"q_after": after, "q_spread": float(spread(values)[0])}
-        if twin is not None:
-            judged["q_unguided"] = float(self.settings.aggregate(q(twin))[0])
-            judged["delta_q"] = after - judged["q_unguided"]
-        return judged
 
     def _provenance(self, seed: int) -> dict[str, Any]:
         return {
@@ -258,6 +232,21 @@ class SteeredPolicy:
                     f"{str(interface.encoder_hash)[:12]}, loaded is {encoder.hash[:12]}. "
                     f"Set parameter 'encoder', or train the {name} for this one."
                 )
+
+
+def _described(question: Question, made: Made) -> dict[str, Tensor]:
+    """What the record keeps of a chunk and how it came about, batch axis removed."""
+    tensors = {
+        "noise": question.noise[made.index],
+        "chunk": made.chunk[0],
+        "chunk_unclipped": made.unclipped[made.index],
+    }
+    if question.settings.mode == "best_of_n":
+        candidates = made.unclipped.clamp(*question.bounds)
+        tensors |= {"candidate_noise": question.noise, "candidate_chunks": candidates}
+    if made.twin is not None:
+        tensors["chunk_unguided"] = made.twin[0]
+    return tensors
 
 
 def _decision(

@@ -1,32 +1,38 @@
-"""The user's choice of a steering mode, and the one place where it becomes a field."""
+"""The user's choice of a steering mode: plain values, checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from qsteer_ros.ensemble import Aggregate, QFunction
+from qsteer_ros.ensemble import Aggregate
 from qsteer_ros.ensemble import aggregate as aggregate_named
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import Sampler, VelocityField
-from qsteer_ros.steering.gradient import NORMALISED, Bounds, check_weight
-from qsteer_ros.steering.guide import Rule, guide
+from qsteer_ros.steering.clean import ESTIMATES
+from qsteer_ros.steering.gradient import check_weight
 from qsteer_ros.steering.limits import Limits
-from qsteer_ros.steering.qgf import qgf
-from qsteer_ros.steering.qpilots_u import qpilots_u
-from qsteer_ros.steering.random_matched import random_matched
-from qsteer_ros.steering.ratio import at_ratio
-from qsteer_ros.steering.trace import Trace
-from qsteer_ros.steering.zero import zero
+from qsteer_ros.steering.qpilots_m import Tilt
 
-MODES = ("off", "zero", "random_matched", "qgf", "qpilots_u", "best_of_n")
-"""Every way to steer; `FIELD_MODES` bend the field, the others judge or move finished chunks."""
+FIELD_MODES = (
+    "zero",
+    "random_matched",
+    "qgf",
+    "qgf_jacobian",
+    "qpilots_u",
+    "qpilots_m",
+    "noisy_gradient",
+    "bptt",
+)
+"""Modes that bend the field."""
 
-FIELD_MODES = ("zero", "random_matched", "qgf", "qpilots_u")
+CHUNK_MODES = ("best_of_n", "gradient_step")
+"""Modes that choose among, or move, finished chunks."""
+
+MODES = ("off", *FIELD_MODES, *CHUNK_MODES)
+"""Every way to steer."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,18 @@ class SteeringSettings:
         project: Cut guidance that would push the clean prediction out of the action bounds.
         max_displacement: Limit on the distance of a chunk from the frozen policy's chunk from the
             same noise, root mean square per action component; finite values compute that chunk.
+        estimate: ``qgf``: the clean action the critic is asked at: ``euler``, ``noisy`` or
+            ``chain``.
         keep_jacobian: ``qpilots_u``: differentiate through the velocity inside the prediction.
+        posterior_samples: ``qpilots_m``: samples of the clean chunk per step, N.
+        posterior_steps: ``qpilots_m``: steps in which the frozen field draws them.
+        tilt_mean: ``qpilots_m``: mean of the aggregated value, return units. None: not known;
+            ``qsteer calibrate`` measures it.
+        tilt_std: ``qpilots_m``: its standard deviation; None as for the mean.
+        tilt_clip: ``qpilots_m``: standard deviations beyond which a value has no gradient.
+        inverse_temperature: ``noisy_gradient``: strength of Q against the prior.
         num_samples: ``best_of_n``: candidates per chunk.
+        ascent_steps: ``gradient_step``: steps of length ``weight`` on the finished chunk.
         twin_rate: Share of chunks for which the unguided chunk from the same noise is computed
             too, to report the gain in value; drawn from the chunk's seed.
 
@@ -62,17 +78,29 @@ class SteeringSettings:
     max_ratio: float = math.inf
     project: bool = False
     max_displacement: float = math.inf
+    estimate: str = "euler"
     keep_jacobian: bool = True
+    posterior_samples: int = 4
+    posterior_steps: int = 3
+    tilt_mean: float | None = None
+    tilt_std: float | None = None
+    tilt_clip: float = 3.0
+    inverse_temperature: float = 10.0
     num_samples: int = 16
+    ascent_steps: int = 3
     twin_rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no rule can use."""
         if self.mode not in MODES:
             raise ConfigError(f"'mode' must be one of {', '.join(MODES)}: got '{self.mode}'.")
-        if self.num_samples < 1:
+        for name, meaning in _COUNTS.items():
+            count = getattr(self, name)
+            if count < 1:
+                raise ConfigError(f"'{name}' must be at least 1: got {count}. {meaning}")
+        if self.estimate not in ESTIMATES:
             raise ConfigError(
-                f"'num_samples' must be at least 1: got {self.num_samples}. Candidates per chunk."
+                f"'estimate' must be one of {', '.join(ESTIMATES)}: got '{self.estimate}'."
             )
         if not 0.0 <= self.twin_rate <= 1.0:
             raise ConfigError(
@@ -86,7 +114,13 @@ class SteeringSettings:
             )
         check_weight(self.weight)
         check_weight(self.ratio, name="ratio")
+        check_weight(self.inverse_temperature, name="inverse_temperature")
         Limits(max_ratio=self.max_ratio)
+        Tilt(
+            mean=0.0 if self.tilt_mean is None else self.tilt_mean,
+            std=1.0 if self.tilt_std is None else self.tilt_std,
+            clip=self.tilt_clip,
+        )
         aggregate_named("pessimistic", rho=self.rho)
         aggregate_named(self.reduction, rho=self.rho)
 
@@ -105,6 +139,20 @@ class SteeringSettings:
         """How members become one value."""
         return aggregate_named(self.reduction, rho=self.rho)
 
+    @property
+    def tilt(self) -> Tilt:
+        """How ``qpilots_m`` turns values into weights.
+
+        Raises:
+            ConfigError: The statistics of the critic's values are not known.
+        """
+        if self.tilt_mean is None or self.tilt_std is None:
+            raise ConfigError(
+                "steering mode 'qpilots_m' must know the mean and spread of the critic's values: "
+                "'tilt_mean' and 'tilt_std' are not set. Run qsteer calibrate, or set them."
+            )
+        return Tilt(mean=self.tilt_mean, std=self.tilt_std, clip=self.tilt_clip)
+
     def wants_twin(self, seed: int) -> bool:
         """Whether the chunk with this seed is compared with its unguided twin."""
         if self.mode == "off":
@@ -115,11 +163,9 @@ class SteeringSettings:
         return bool(draw < self.twin_rate)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a log; infinite limits become None."""
+        """Plain values for a log; infinite limits become ``"inf"``."""
         plain = asdict(self)
-        for name in _UNLIMITED:
-            plain[name] = None if math.isinf(plain[name]) else plain[name]
-        return plain
+        return {name: _plain(value) for name, value in plain.items()}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> SteeringSettings:
@@ -128,12 +174,13 @@ class SteeringSettings:
         Raises:
             ConfigError: A name is unknown or a value out of range.
         """
-        values = dict(plain)
-        for name in _UNLIMITED:
-            if values.get(name, 0.0) is None:
-                values[name] = math.inf
+        values: dict[str, Any] = {
+            name: math.inf if value == "inf" else value for name, value in plain.items()
+        }
         if "twin" in values:
             values["twin_rate"] = float(values.pop("twin"))
+        if values.get("max_ratio", 0.0) is None:
+            values["max_ratio"] = math.inf
         try:
             return cls(**values)
         except TypeError as error:
@@ -142,66 +189,13 @@ class SteeringSettings:
             ) from error
 
 
-_UNLIMITED = ("max_ratio", "max_displacement")
+_COUNTS = {
+    "posterior_samples": "Samples per step.",
+    "posterior_steps": "Steps per sample.",
+    "num_samples": "Candidates per chunk.",
+    "ascent_steps": "Steps on the finished chunk.",
+}
 
 
-def steer(
-    field: VelocityField,
-    q: QFunction | None,
-    settings: SteeringSettings,
-    *,
-    others: Sequence[Rule] = (),
-    sampler: Sampler | None = None,
-    bounds: Bounds = NORMALISED,
-    seed: int = 0,
-    trace: Trace | None = None,
-) -> VelocityField:
-    """Bend a frozen field as the settings say.
-
-    Args:
-        field: Frozen field, (B, H, A), (B,) -> (B, H, A), normalised.
-        q: Critic for the same observation; None will do for modes that do not touch the field.
-        settings: The user's choice.
-        others: Rules beside the critic's, such as real-time chunking.
-        sampler: How the field will be integrated; modes that look ahead need to know.
-        bounds: Of normalised actions.
-        seed: Of everything random in a rule.
-        trace: Collects what happened at each step.
-
-    Returns:
-        The steered field; ``field`` itself when nothing bends it or the weight is 0.
-
-    Raises:
-        ConfigError: The mode needs a critic and there is none.
-    """
-    rules = list(others)
-    if settings.mode in FIELD_MODES:
-        if q is None:
-            raise ConfigError(
-                f"steering mode '{settings.mode}' needs a critic: none is loaded. "
-                "Set parameter 'critic', or steering: off."
-            )
-        rules.append(critic_rule(q, settings, sampler=sampler or Sampler(), seed=seed))
-    return guide(field, *rules, bounds=bounds, limits=settings.limits, trace=trace)
-
-
-def critic_rule(q: QFunction, settings: SteeringSettings, *, sampler: Sampler, seed: int) -> Rule:
-    """The rule of one of the `FIELD_MODES`."""
-    weight = 1.0 if settings.ratio > 0.0 else settings.weight
-    combine = settings.aggregate
-    match settings.mode:
-        case "qpilots_u":
-            rule = qpilots_u(
-                q, weight=weight, aggregate=combine, keep_jacobian=settings.keep_jacobian
-            )
-        case _:  # qgf and its two controls; the constructor has refused every unknown name
-            rule = qgf(q, weight=weight, aggregate=combine)
-    if settings.ratio > 0.0:
-        rule = at_ratio(rule, settings.ratio)
-    match settings.mode:
-        case "zero":
-            return zero(rule)
-        case "random_matched":
-            return random_matched(rule, seed=seed)
-        case _:
-            return rule
+def _plain(value: Any) -> Any:
+    return "inf" if isinstance(value, float) and math.isinf(value) else value

@@ -1,0 +1,156 @@
+"""One chunk: the noise before, the field during, the steps after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qsteer_ros.ensemble import QFunction
+from qsteer_ros.flow import Sampler, VelocityField, sample_noise
+from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite
+from qsteer_ros.steering.best_of_n import best_of_n
+from qsteer_ros.steering.gradient import Bounds
+from qsteer_ros.steering.gradient_step import gradient_step
+from qsteer_ros.steering.guide import Rule, guide
+from qsteer_ros.steering.modes import steer
+from qsteer_ros.steering.rtc import hold_rows
+from qsteer_ros.steering.settings import CHUNK_MODES, SteeringSettings
+from qsteer_ros.steering.trace import Trace
+from qsteer_ros.steering.trust_region import keep_near
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Everything a chunk is a function of.
+
+    Attributes:
+        field: The frozen field of one observation.
+        q: The critic for it; None in mode ``off``.
+        settings: How it steers.
+        sampler: How the field is integrated.
+        noise: Start of the path, (N, H, A); N candidates for ``best_of_n``, else one.
+        seed: Of the chunk.
+        bounds: Of normalised actions.
+        others: Rules beside the critic's: real-time chunking.
+    """
+
+    field: VelocityField
+    q: QFunction | None
+    settings: SteeringSettings
+    sampler: Sampler
+    noise: Tensor
+    seed: int
+    bounds: Bounds
+    others: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A chunk and what it was made of; all normalised.
+
+    Attributes:
+        chunk: Inside the bounds, (1, H, A).
+        index: Which candidate it is.
+        unclipped: All candidates as integrated, (N, H, A).
+        twin: The frozen policy's chunk from the same noise, inside the bounds; None if not wanted.
+        twin_unclipped: The same as integrated.
+        notes: For the record.
+    """
+
+    chunk: Tensor
+    index: int
+    unclipped: Tensor
+    twin: Tensor | None
+    twin_unclipped: Tensor | None
+    notes: dict[str, Any]
+
+
+def make(question: Question, *, trace: Trace, clock: Stopwatch) -> Made:
+    """Integrate, choose or climb, hold back what went too far, and write committed rows.
+
+    Raises:
+        ConfigError: The mode lacks something, or committed actions do not fit the chunk.
+        DataError: Chunk or values are not finite.
+    """
+    unclipped = question.sampler.denoise(_steered(question, trace), question.noise)
+    check_finite(unclipped, "the denoised chunk", "Check policy, critic and steering weight.")
+    clock.lap("denoise")
+    chunk, index, notes = _after(question, unclipped.clamp(*question.bounds))
+    clock.lap("select")
+    twin_unclipped = _twin(question, unclipped)
+    twin = None if twin_unclipped is None else twin_unclipped.clamp(*question.bounds)
+    limit = question.settings.max_displacement
+    if twin is not None and math.isfinite(limit):
+        chunk, kept = keep_near(chunk, twin, max_displacement=limit)
+        notes["displacement_kept"] = float(kept[0])
+    for rule in question.others:
+        chunk = hold_rows(chunk, rule.held)
+    return Made(chunk, index, unclipped, twin, twin_unclipped, notes)
+
+
+def start(
+    shape: tuple[int, int], settings: SteeringSettings, *, seed: int, device: torch.device
+) -> Tensor:
+    """Noise, (N, H, A); the first candidate's is that of every other mode.
+
+    Args:
+        shape: (H, A).
+        settings: ``best_of_n`` wants ``num_samples`` candidates, the others one.
+        seed: Of the chunk.
+        device: Where it goes.
+    """
+    noise = sample_noise((1, *shape), seed=seed, device=device)
+    extra = settings.num_samples - 1 if settings.mode == "best_of_n" else 0
+    if extra == 0:
+        return noise
+    other = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+    return torch.cat([noise, sample_noise((extra, *shape), seed=other, device=device)])
+
+
+def _steered(question: Question, trace: Trace) -> VelocityField:
+    return steer(
+        question.field,
+        question.q,
+        question.settings,
+        others=question.others,
+        sampler=question.sampler,
+        bounds=question.bounds,
+        seed=question.seed,
+        trace=trace,
+    )
+
+
+def _after(question: Question, candidates: Tensor) -> tuple[Tensor, int, dict[str, Any]]:
+    """The chunk of the modes that work on finished chunks, which candidate it is, and notes."""
+    settings, q = question.settings, question.q
+    if q is None or settings.mode not in CHUNK_MODES:
+        return candidates[:1], 0, {}
+    if settings.mode == "best_of_n":
+        chunk, index = best_of_n(candidates, q, aggregate=settings.aggregate)
+        return chunk, index, {"candidate": index}
+    ascent = gradient_step(
+        candidates,
+        q,
+        step_size=settings.weight,
+        steps=settings.ascent_steps,
+        aggregate=settings.aggregate,
+        direction="unit",
+        keep="ascending",
+        bounds=question.bounds,
+    )
+    return ascent.chunk, 0, {"ascent_steps_taken": int(ascent.accepted[0])}
+
+
+def _twin(question: Question, unclipped: Tensor) -> Tensor | None:
+    """The frozen policy's chunk from the same noise, (1, H, A), where it is wanted."""
+    if question.q is None or not question.settings.wants_twin(question.seed):
+        return None
+    if question.settings.mode in CHUNK_MODES:  # the field was not bent: it is there already
+        return unclipped[:1]
+    unguided = guide(question.field, *question.others, bounds=question.bounds)
+    return question.sampler.denoise(unguided, question.noise[:1])
