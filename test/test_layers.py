@@ -15,8 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
     {"types", "errors", "resources", "interface"},
-    {"flow", "ensemble", "checkpoints", "motion", "replay"},
-    {"weights", "posterior", "diffusion"},
+    {"flow", "ensemble", "checkpoints", "motion", "replay", "step_costs"},
+    {"weights", "posterior", "diffusion", "deadline"},
     {"steering", "critics", "sim"},
     {"policies"},
     {"learning"},
