@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from fields import (
@@ -17,64 +15,19 @@ from fields import (
     times,
     wavy,
 )
-from mixtures import Mixture, exact_samples, mixture, spread_normals
+from sampled import MEAN, PLAIN, Heard, clean_only, push, rule, scattered, small
 from torch import Tensor
 
 from qsteer_ros import ensemble
 from qsteer_ros.ensemble import Aggregate, QFunction
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.flow import Sampler, Scheduled, VelocityField, predict_clean, sample_noise
+from qsteer_ros.flow import Sampler, sample_noise
 from qsteer_ros.posterior import PosteriorMap, glass_posterior
 from qsteer_ros.steering.guide import Held, Push, Rule, guide
-from qsteer_ros.steering.qpilots_m import Tilt, log_mean_exp, qpilots_m
+from qsteer_ros.steering.qpilots_m import Tilt, log_mean_exp
 from qsteer_ros.steering.qpilots_u import qpilots_u
 from qsteer_ros.steering.random_matched import random_matched
 from qsteer_ros.steering.trace import Trace
-
-PLAIN = Tilt(mean=0.0, std=1.0, clip=math.inf)
-FREE = (-math.inf, math.inf)
-MEAN = ensemble.mean
-
-
-def small() -> Tensor:
-    """Noise whose samples stay inside the bounds."""
-    return 0.2 * noise()
-
-
-def scattered(normals: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
-    """A smooth map that mixes noise with the clean prediction of a field that knows the time."""
-    clean = predict_clean(noisy_chunk, flow_time, swirl(noisy_chunk, flow_time)).unsqueeze(1)
-    return clean + 0.1 * torch.sin(normals) * (1.0 + clean.flip(3).square())
-
-
-def clean_only(normals: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
-    """The map whose every sample is the clean prediction."""
-    clean = predict_clean(noisy_chunk, flow_time, swirl(noisy_chunk, flow_time))
-    return clean.unsqueeze(1).expand_as(normals)
-
-
-class Heard:
-    """A posterior map that remembers the noise it was given."""
-
-    def __init__(self, posterior: PosteriorMap) -> None:
-        self._posterior, self.noise = posterior, list[Tensor]()
-
-    def __call__(self, normals: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
-        self.noise.append(normals.clone())
-        return self._posterior(normals, noisy_chunk, flow_time)
-
-
-def rule(
-    q: QFunction = wavy, posterior: PosteriorMap = scattered, *, weight: float = 0.5, **o: object
-) -> Rule:
-    options = {"tilt": PLAIN, "seed": 3, **o}
-    return qpilots_m(q, posterior, weight=weight, **options)  # type: ignore[arg-type]
-
-
-def push(q: QFunction, posterior: PosteriorMap, tau: float, **options: object) -> Tensor:
-    start, time = small(), torch.full((4,), tau, dtype=torch.float64)
-    field = guide(swirl, rule(q, posterior, **options))
-    return field(start, time) - swirl(start, time)
 
 
 def potential(
@@ -196,66 +149,6 @@ def test_a_negated_critic_pushes_away_from_the_top(scaling: str) -> None:
     frozen = (Sampler(STEPS).denoise(swirl, noise()) - 0.5).flatten(1).norm(dim=1)
     assert (distance(1.0) < frozen).all()
     assert (distance(-1.0) > frozen).all()
-
-
-def test_an_affine_change_of_q_that_the_statistics_follow_changes_nothing() -> None:
-    tilt = Tilt(mean=0.2, std=0.5, clip=3.0)
-    followed = Tilt(mean=200.0 + 7.0, std=500.0, clip=3.0)
-    of = {"aggregate": MEAN}
-    torch.testing.assert_close(
-        push(lambda a: 1e3 * wavy(a) + 7.0, scattered, 0.5, tilt=followed, **of),
-        push(wavy, scattered, 0.5, tilt=tilt, **of),
-    )
-
-
-def test_a_constant_added_to_q_changes_nothing_and_a_factor_sharpens_the_weights() -> None:
-    base = push(wavy, scattered, 0.5, aggregate=MEAN)
-    torch.testing.assert_close(push(lambda a: wavy(a) + 5.0, scattered, 0.5, aggregate=MEAN), base)
-    sharper = push(lambda a: 30.0 * wavy(a), scattered, 0.5, aggregate=MEAN)
-    assert not torch.allclose(sharper, base, atol=1e-3)
-    hotter = Tilt(mean=0.0, std=1.0, clip=math.inf, inverse_temperature=30.0)
-    torch.testing.assert_close(push(wavy, scattered, 0.5, aggregate=MEAN, tilt=hotter), sharper)
-    one = {"aggregate": MEAN, "num_samples": 1}  # nothing to weigh: the scale drops out
-    torch.testing.assert_close(
-        push(lambda a: 30.0 * wavy(a), scattered, 0.5, **one), push(wavy, scattered, 0.5, **one)
-    )
-
-
-def test_a_saturated_value_has_no_gradient_and_keeps_its_share_of_the_weight() -> None:
-    """Sample 1 is far better than the clip: it mutes sample 0, and adds no direction."""
-
-    def two(normals: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
-        apart = torch.tensor([0.0, 0.5], dtype=normals.dtype).view(1, 2, 1, 1)
-        return 0.1 * noisy_chunk.unsqueeze(1) + apart
-
-    def linear(chunk: Tensor) -> Tensor:
-        return chunk.sum(dim=(1, 2)).unsqueeze(0)
-
-    options = {"num_samples": 2, "aggregate": MEAN, "scaling": "tilt", "weight": 1.0}
-    found = push(linear, two, 0.5, tilt=Tilt(0.0, 1.0, clip=2.0), **options)
-    low = linear(0.1 * small())[0]
-    share = torch.exp(low) / (torch.exp(low) + math.exp(2.0))
-    assert (low.abs() < 2.0).all()
-    torch.testing.assert_close(found, (0.1 * share).view(-1, 1, 1).expand_as(found))
-    silent = push(linear, two, 0.5, tilt=Tilt(-10.0, 1.0, clip=2.0), **options)
-    assert torch.equal(silent, torch.zeros_like(silent))
-
-
-def test_all_saturated_is_the_frozen_policy_also_at_the_length_of_the_drift() -> None:
-    found = push(wavy, scattered, 0.5, tilt=Tilt(mean=100.0, std=1.0, clip=5.0))
-    assert torch.equal(found, torch.zeros_like(found))
-
-
-def test_the_log_mean_exp_lies_between_mean_and_maximum_and_follows_the_better_sample() -> None:
-    weights = torch.tensor([[0.0, 2.0], [1.0, 1.0]], dtype=torch.float64, requires_grad=True)
-    value = log_mean_exp(weights)
-    expected = torch.tensor([math.log((1.0 + math.exp(2.0)) / 2.0), 1.0], dtype=torch.float64)
-    torch.testing.assert_close(value, expected)
-    assert 1.0 < value[0].item() < 2.0
-    (gradient,) = torch.autograd.grad(value.sum(), weights)
-    torch.testing.assert_close(gradient, torch.softmax(weights, dim=1).detach())
-    small_tilt = 1e-4 * torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64)
-    torch.testing.assert_close(log_mean_exp(small_tilt), small_tilt.mean(), atol=1e-8, rtol=0)
 
 
 def test_samples_outside_the_bounds_are_judged_at_them_and_still_guided() -> None:
@@ -381,132 +274,6 @@ def test_a_gpu_and_a_cpu_steer_alike_from_the_same_seed() -> None:
     torch.testing.assert_close(chunk("cuda"), chunk("cpu"), atol=1e-9, rtol=1e-9)
 
 
-def exact_push(data: Mixture, slope: Tensor) -> VelocityField:
-    """The field with the exact gradient of V and the unrescaled coefficient (1 - t) / t."""
-
-    def at(tau: float) -> VelocityField:
-        def velocity(chunk: Tensor, flow_time: Tensor) -> Tensor:
-            x = chunk.flatten(1).clone().requires_grad_(True)
-            frozen = data.velocity_at(x.detach(), tau).view_as(chunk)
-            if tau == 0.0:
-                return frozen
-            posterior = data.posterior(x, tau)
-            half = 0.5 * torch.einsum("d,kde,e->k", slope, posterior.covariances, slope)
-            worth = torch.logsumexp(
-                posterior.weights.log() + posterior.means @ slope + half, dim=1
-            )
-            (gradient,) = torch.autograd.grad(worth.sum(), x)
-            return frozen + (1.0 - tau) / tau * gradient.view_as(chunk)
-
-        return velocity
-
-    return Scheduled(at)
-
-
-def ends(field: VelocityField, *, steps: int, count: int) -> Tensor:
-    """Chunks (count, 2) from evenly spread noise."""
-    start = spread_normals(count, 2).view(-1, 1, 2)
-    return Sampler(steps).denoise(field, start).flatten(1)
-
-
-SLOPE = torch.tensor([1.0, -0.6], dtype=torch.float64)
-
-
-def linear(chunk: Tensor) -> Tensor:
-    return (chunk.flatten(1) @ SLOPE).unsqueeze(0)
-
-
-def test_the_exact_gradient_with_the_unrescaled_coefficient_samples_the_tilted_mixture() -> None:
-    data = mixture(2, 3, seed=1)
-    truth = data.tilted(SLOPE)
-    assert (truth.mean - data.mean).norm() > 1.0  # the tilt is worth measuring
-
-    def error(steps: int) -> float:
-        chunks = ends(exact_push(data, SLOPE), steps=steps, count=4096)
-        torch.testing.assert_close(torch.cov(chunks.T), truth.covariance, atol=0.04, rtol=0)
-        return float((chunks.mean(dim=0) - truth.mean).norm())
-
-    coarse, fine = error(50), error(100)
-    assert fine < 0.015
-    assert coarse / fine == pytest.approx(2.0, abs=0.2)  # what is left is Euler's
-
-
-def axis(low: float, high: float, share: float, deviation: float) -> Mixture:
-    return Mixture(
-        torch.tensor([1.0 - share, share], dtype=torch.float64),
-        torch.tensor([[low], [high]], dtype=torch.float64),
-        torch.full((2, 1, 1), deviation**2, dtype=torch.float64),
-    )
-
-
-def product(axes: list[Mixture]) -> VelocityField:
-    """The field of a chunk (1, 2) whose two components are independent mixtures."""
-
-    def velocity(chunk: Tensor, flow_time: Tensor) -> Tensor:
-        columns = [
-            data.velocity_at(chunk[:, 0, a : a + 1], float(flow_time[0]))
-            for a, data in enumerate(axes)
-        ]
-        return torch.cat(columns, dim=1).view_as(chunk)
-
-    return velocity
-
-
-def test_with_an_exact_posterior_the_tilt_scaling_gives_the_tilted_mean() -> None:
-    axes = [axis(-0.6, 0.6, 0.5, 0.3), axis(-0.4, 0.5, 0.3, 0.4)]
-    frozen = torch.cat([data.mean for data in axes])
-    truth = torch.cat([data.tilted(SLOPE[a : a + 1]).mean for a, data in enumerate(axes)])
-
-    def found(posterior: PosteriorMap, **options: object) -> Tensor:
-        steered = rule(
-            linear,
-            posterior,
-            weight=1.0,
-            scaling="tilt",
-            aggregate=MEAN,
-            num_samples=32,
-            **options,
-        )
-        field = guide(product(axes), steered, bounds=FREE)
-        return ends(field, steps=25, count=256).mean(dim=0)
-
-    assert (truth - frozen).norm() > 0.3
-    exact = found(exact_samples(axes))
-    torch.testing.assert_close(exact, truth, atol=0.01, rtol=0)
-    glass = found(glass_posterior(product(axes), steps=4, integrator="midpoint"))
-    torch.testing.assert_close(glass, truth, atol=0.01, rtol=0)
-
-
-def test_more_samples_come_closer_to_the_exact_gradient_of_the_potential() -> None:
-    axes = [axis(-0.6, 0.6, 0.5, 0.3), axis(-0.4, 0.5, 0.3, 0.4)]
-    start = spread_normals(256, 2, seed=2).view(-1, 1, 2)
-    time = torch.full((256,), 0.4, dtype=torch.float64)
-    field = product(axes)
-    exact = torch.cat(
-        [
-            exact_push(data, SLOPE[a : a + 1]).at(0.4)(start[:, :, a : a + 1], time).flatten(1)  # type: ignore[attr-defined]
-            for a, data in enumerate(axes)
-        ],
-        dim=1,
-    )
-
-    def error(count: int) -> float:
-        steered = rule(
-            linear,
-            exact_samples(axes),
-            weight=1.0,
-            scaling="tilt",
-            aggregate=MEAN,
-            num_samples=count,
-        )
-        found = guide(field, steered, bounds=FREE)(start, time).flatten(1)
-        return float((found - exact).square().mean().sqrt())
-
-    few, many = error(16), error(256)
-    assert 2.5 < few / many < 6.0  # 1 / sqrt(N): 4
-    assert many < 0.1 * float((exact - field(start, time).flatten(1)).square().mean().sqrt())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -519,24 +286,6 @@ def test_more_samples_come_closer_to_the_exact_gradient_of_the_potential() -> No
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         rule(**options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"mean": math.nan}, "tilt 'mean' must be finite: got nan"),
-        ({"std": 0.0}, "tilt 'std' must be finite and positive: got 0.0"),
-        ({"std": math.inf}, "tilt 'std' must be finite and positive: got inf"),
-        ({"clip": 0.0}, "tilt 'clip' must be positive: got 0.0"),
-        ({"clip": math.nan}, "tilt 'clip' must be positive: got nan"),
-        ({"inverse_temperature": 0.0}, "'inverse_temperature' must be finite and positive: got"),
-    ],
-)
-def test_a_tilt_that_is_no_normalisation_is_refused(
-    values: dict[str, float], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Tilt(**{"mean": 0.0, "std": 1.0, "clip": 5.0} | values)
 
 
 def test_a_map_of_another_shape_or_without_a_gradient_is_refused() -> None:
