@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fields import numerical_gradient, swirl
+from fields import numerical_gradient, swirl, wavy
 from numpy.typing import NDArray
 from torch import Tensor
 from two_ways import ACTION_DIM, HORIZON, chunk_noise, prefers, running, two_ways
@@ -288,3 +288,25 @@ def test_limits_hold_for_real_time_chunking_too() -> None:
     velocity = swirl(chunk_noise(4), at(0.4))
     push = field(chunk_noise(4), at(0.4)) - velocity
     torch.testing.assert_close(push.flatten(1).norm(dim=1), 0.1 * velocity.flatten(1).norm(dim=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("critic", [qgf, qpilots_u])
+def test_on_a_gpu_a_chunk_is_made_without_waiting_for_it(critic: object) -> None:
+    """Nothing is read back or moved inside the loop; the chunk is the CPU's."""
+
+    def make(device: str) -> VelocityField:
+        rule = critic(wavy, weight=0.3)  # type: ignore[operator]
+        chain = rtc(running().to(device), committed=2, overlap=6)
+        return guide(swirl, rule, chain, limits=Limits(max_ratio=2.0, project=True))
+
+    field, start = make("cuda"), chunk_noise(4).cuda()
+    denoise(field, start, denoising_steps=10)  # what is prepared once, is prepared
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        chunk = denoise(field, start, denoising_steps=10)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = denoise(make("cpu"), chunk_noise(4), denoising_steps=10)
+    torch.testing.assert_close(chunk.cpu(), expected, atol=1e-9, rtol=1e-9)
