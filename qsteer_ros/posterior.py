@@ -117,19 +117,27 @@ def glass_velocity(
 
 
 def glass_posterior(
-    field: VelocityField, *, steps: int, integrator: str = "euler"
+    field: VelocityField, *, steps: int, integrator: str = "midpoint"
 ) -> TimedPosterior:
     r"""A posterior map without training: integrate the posterior flow of the frozen field.
 
     From the noise at inner time 0 to inner time 1 in ``steps`` steps of `glass_velocity`. The map
     tends to an exact one with the number of steps (with the integrator's order) as far as the
     frozen field is exact. Few steps give too little spread: every Euler step ends at a
-    conditional mean, and **one step collapses to the clean prediction**, whatever the noise.
+    conditional mean, and **one Euler step collapses to the clean prediction**, whatever the noise.
+    Share of the exact posterior's variance on a mixture of two Gaussians, at flow time 0.4:
 
-    The cost with ``euler`` is 1 + N (steps - 1) rows through the field for N samples, in ``steps``
-    evaluations (the first step is one row for all samples), and as much again backwards, twice
-    that memory; ``midpoint`` asks twice per step and its error falls with the square of the
-    steps. A trained meta flow map replaces all of it by N rows in one evaluation.
+    ========== ==== ==== ==== ==== ====
+    steps      1    2    3    4    8
+    ========== ==== ==== ==== ==== ====
+    euler      0    0.14 0.32 0.43 0.67
+    midpoint   0.56 0.94 0.97 0.98 1.00
+    ========== ==== ==== ==== ==== ====
+
+    For N samples ``euler`` takes ``steps`` evaluations of the field, 1 + N (steps - 1) rows (the
+    first is one row for all samples); ``midpoint`` twice as many, 1 + N (2 steps - 1) rows; and
+    as much again backwards. At equal cost ``midpoint`` is far closer. A trained meta flow map
+    replaces all of it by N rows in one evaluation.
 
     Args:
         field: Frozen field, (B, H, A), (B,) -> (B, H, A), differentiable in its first argument; it

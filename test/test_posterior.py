@@ -140,32 +140,54 @@ def test_a_field_that_is_scheduled_is_asked_with_a_plain_number() -> None:
     assert asked[-1] < 1.0
 
 
-def test_one_step_collapses_to_the_clean_prediction() -> None:
+def test_one_euler_step_collapses_to_the_clean_prediction() -> None:
     x = noise()
     clean = predict_clean(x, rows(4, 0.3), swirl(x, rows(4, 0.3)))
-    samples = glass_posterior(swirl, steps=1)(noise(8, seed=1).view(4, 2, 3, 2), x, rows(4, 0.3))
+    samples = glass_posterior(swirl, steps=1, integrator="euler")(
+        noise(8, seed=1).view(4, 2, 3, 2), x, rows(4, 0.3)
+    )
     torch.testing.assert_close(samples, clean.unsqueeze(1).expand_as(samples))
 
 
 def test_n_samples_cost_one_row_and_n_for_each_further_step() -> None:
     field = Asked(swirl)
-    glass_posterior(field, steps=5)(noise(8).view(4, 2, 3, 2), noise(), rows(4, 0.5))
+    normals = noise(8).view(4, 2, 3, 2)
+    glass_posterior(field, steps=5, integrator="euler")(normals, noise(), rows(4, 0.5))
     assert field.rows == [4, 8, 8, 8, 8]
+    glass_posterior(field, steps=2)(normals, noise(), rows(4, 0.5))
+    assert field.rows[5:] == [4, 8, 8, 8]
+
+
+def drawn(steps: int, integrator: str) -> tuple[Tensor, Mixture]:
+    """Evenly spread samples (8192, 2) at one noisy chunk, and the exact posterior there."""
+    data = mixture(2, 2, seed=3)
+    x = torch.tensor([[[0.1, -0.2]]], dtype=torch.float64)
+    exact = data.posterior(x.flatten(1), 0.4)
+    normals = spread_normals(8192, 2).view(1, 8192, 1, 2)
+    sample = glass_posterior(data.field(), steps=steps, integrator=integrator)
+    one = Mixture(exact.weights[0], exact.means[0], exact.covariances)
+    return sample(normals, x, rows(1, 0.4)).flatten(0, 2), one
 
 
 def errors(steps: int, *, integrator: str = "euler") -> tuple[Tensor, Tensor]:
     """Distance of the samples' mean and covariance from those of the exact posterior."""
-    data = mixture(2, 2, seed=3)
-    x = torch.tensor([[[0.1, -0.2]]], dtype=torch.float64)
-    exact = data.posterior(x.flatten(1), 0.4)
-    exact = Mixture(exact.weights[0], exact.means[0], exact.covariances)
-    normals = spread_normals(8192, 2).view(1, 8192, 1, 2)
-    samples = glass_posterior(data.field(), steps=steps, integrator=integrator)(
-        normals, x, rows(1, 0.4)
-    ).flatten(0, 2)
+    samples, exact = drawn(steps, integrator)
     mean = (samples.mean(dim=0) - exact.mean).norm() / exact.mean.norm()
     covariance = (torch.cov(samples.T) - exact.covariance).norm() / exact.covariance.norm()
     return mean, covariance
+
+
+@pytest.mark.parametrize(
+    ("integrator", "shares"),
+    [("euler", (0.0, 0.14, 0.32, 0.43, 0.67)), ("midpoint", (0.56, 0.94, 0.97, 0.98, 1.0))],
+)
+def test_the_documented_share_of_the_variance_is_what_few_steps_give(
+    integrator: str, shares: tuple[float, ...]
+) -> None:
+    for steps, share in zip((1, 2, 3, 4, 8), shares, strict=True):
+        samples, exact = drawn(steps, integrator)
+        found = torch.cov(samples.T).trace() / exact.covariance.trace()
+        assert float(found) == pytest.approx(share, abs=0.01)
 
 
 def test_many_steps_give_the_mean_and_covariance_of_the_exact_posterior() -> None:
@@ -180,13 +202,16 @@ def test_the_error_falls_with_the_steps_at_the_order_of_the_integrator() -> None
     assert euler[1] / euler[2] > 1.6
     assert euler[2] / euler[3] > 1.7
     middle = [errors(steps, integrator="midpoint")[1] for steps in (4, 8, 16)]
+    assert middle[0] < 0.2 * euler[1]  # as many evaluations
     assert middle[0] / middle[1] > 3.0
     assert middle[2] < euler[3]
 
 
 def test_at_flow_time_zero_the_samples_are_the_policys_chunks() -> None:
     normals = noise(8).view(4, 2, 3, 2)
-    samples = glass_posterior(swirl, steps=6)(normals, noise(seed=1), rows(4, 0.0))
+    samples = glass_posterior(swirl, steps=6, integrator="euler")(
+        normals, noise(seed=1), rows(4, 0.0)
+    )
     chunks = Sampler(6).denoise(swirl, normals.flatten(0, 1)).view_as(normals)
     torch.testing.assert_close(samples, chunks)
 

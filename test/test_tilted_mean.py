@@ -109,7 +109,7 @@ def test_with_an_exact_posterior_the_tilt_scaling_gives_the_tilted_mean() -> Non
     assert (truth - frozen).norm() > 0.3
     exact = found(exact_samples(axes))
     torch.testing.assert_close(exact, truth, atol=0.01, rtol=0)
-    glass = found(glass_posterior(product(axes), steps=4, integrator="midpoint"))
+    glass = found(glass_posterior(product(axes), steps=4))
     torch.testing.assert_close(glass, truth, atol=0.01, rtol=0)
 
 
