@@ -55,7 +55,7 @@ class SteeringSettings:
             ``chain``.
         keep_jacobian: ``qpilots_u``: differentiate through the velocity inside the prediction.
         posterior_samples: ``qpilots_m``: samples of the clean chunk per step, N.
-        posterior_steps: ``qpilots_m``: steps in which the frozen field draws them.
+        posterior_steps: ``qpilots_m``: midpoint steps in which the frozen field draws them.
         tilt_mean: ``qpilots_m``: mean of the aggregated value, return units. None: not known;
             ``qsteer calibrate`` measures it.
         tilt_std: ``qpilots_m``: its standard deviation; None as for the mean.
@@ -81,7 +81,7 @@ class SteeringSettings:
     estimate: str = "euler"
     keep_jacobian: bool = True
     posterior_samples: int = 4
-    posterior_steps: int = 3
+    posterior_steps: int = 2
     tilt_mean: float | None = None
     tilt_std: float | None = None
     tilt_clip: float = 3.0
