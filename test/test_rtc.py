@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fields import numerical_gradient, swirl, wavy
+from fields import hill, numerical_gradient, swirl
 from numpy.typing import NDArray
 from torch import Tensor
 from two_ways import ACTION_DIM, HORIZON, chunk_noise, prefers, running, two_ways
@@ -297,7 +297,7 @@ def test_on_a_gpu_a_chunk_is_made_without_waiting_for_it(critic: object) -> None
     """Nothing is read back or moved inside the loop; the chunk is the CPU's."""
 
     def make(device: str) -> VelocityField:
-        rule = critic(wavy, weight=0.3)  # type: ignore[operator]
+        rule = critic(hill(0.5), weight=0.3)  # type: ignore[operator]
         chain = rtc(running().to(device), committed=2, overlap=6)
         return guide(swirl, rule, chain, limits=Limits(max_ratio=2.0, project=True))
 
