@@ -215,6 +215,51 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _say(table(evaluate(from_options(vars(arguments)), arguments.out)))
 
 
+def _add_calibrate(verbs: Verbs) -> None:
+    parser = verbs.add_parser("calibrate", help="find a critic's guidance weight for a ratio")
+    parser.add_argument("--critic", required=True, metavar="DIR", help="gets calibration.json")
+    parser.add_argument("--policy", default="checkpoints/policy", metavar="DIR")
+    parser.add_argument("--episodes", type=Path, metavar="DIR", help="store of logged episodes")
+    parser.add_argument("--play", type=Path, metavar="DIR", help="of qsteer data, instead")
+    parser.add_argument("--goal", type=int, metavar="N", help="only episodes of this goal")
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        metavar="R",
+        help="wanted ||guidance|| / ||velocity|| (0.05; for qpilots_u and qpilots_m 0.15)",
+    )
+    for option, default, meaning in (
+        ("modes", "qgf,qpilots_u", "separated by commas"),
+        ("observations", 256, "at most, spread evenly over the episodes"),
+        ("reduction", "min", "how ensemble members become one value"),
+        ("rho", 0.5, "weight of the spread, for reduction pessimistic"),
+        ("denoising-steps", 10, "from noise to chunk"),
+        ("integrator", "euler", "or midpoint, heun"),
+        ("time-power", 1.0, "of the schedule of flow times"),
+        ("seed", 0, "of the choice of observations and of all noise"),
+    ):
+        parser.add_argument(
+            f"--{option}", type=type(default), default=default, help=f"{meaning} ({default})"
+        )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other steering setting, such as keep_jacobian=false",
+    )
+    parser.add_argument(
+        "--renew", action="store_true", help="replace a calibration of another critic or policy"
+    )
+    parser.set_defaults(run=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from qsteer_ros.evaluation.calibrate import calibrate_from_options
+
+    _say(calibrate_from_options(vars(arguments)))
+
+
 def _add_fit_servo(verbs: Verbs) -> None:
     parser = verbs.add_parser("fit-servo", help="fit a robot file's servo lag to play")
     parser.add_argument("--data", type=Path, default=Path("data/cube"), metavar="DIR")
@@ -267,6 +312,7 @@ VERBS: tuple[Callable[[Verbs], None], ...] = (
     _add_data,
     _add_train,
     _add_evaluate,
+    _add_calibrate,
     _add_inspect,
     _add_verify,
     _add_fit_servo,

@@ -56,7 +56,7 @@ def success_bars(
         axes.set_xlabel("episodes that reach the goal, % (line: 95 % Wilson interval)")
         axes.grid(axis="x", color="#e4e6e9", lw=0.8)
         axes.set_axisbelow(True)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def traces(
@@ -83,7 +83,7 @@ def traces(
             handles=handles, frameon=False, fontsize=9, ncols=8, loc="outside upper left"
         )
         panels[-1].set_xlabel("time in the episode, s")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def latency_histogram(
@@ -110,7 +110,7 @@ def latency_histogram(
         axes.set_ylabel("chunks")
         if everything.size:
             axes.legend(frameon=False, fontsize=9)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _trace(
@@ -125,7 +125,8 @@ def _trace(
     axes.grid(axis="y", color="#e4e6e9", lw=0.8)
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """A figure as SVG text without a preamble; equal figures give equal text."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
