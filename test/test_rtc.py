@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from fields import hill, numerical_gradient, swirl
 from numpy.typing import NDArray
 from torch import Tensor
-from two_ways import ACTION_DIM, HORIZON, chunk_noise, prefers, running, two_ways
+from two_ways import ACTION_DIM, HORIZON, chunk_noise, running
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import VelocityField, denoise, from_noise_at_one, predict_clean
@@ -168,58 +167,6 @@ def test_the_guidance_descends_the_weighted_distance_to_the_running_chunk() -> N
             half_square, chunk_noise(4)
         )
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-
-
-def seam(chunk: Tensor, committed: int) -> Tensor:
-    """Jump from the last committed action to the first new one, (B,)."""
-    return (chunk[:, committed] - running()[committed - 1]).norm(dim=1)
-
-
-def off(chunk: Tensor, committed: int, overlap: int) -> Tensor:
-    """Distance of overlapping rows from the running chunk, root mean square, (B,)."""
-    difference = chunk[:, committed:overlap] - running()[committed:overlap]
-    return difference.square().mean(dim=(1, 2)).sqrt()
-
-
-@pytest.mark.parametrize(("committed", "overlap"), [(1, 4), (2, 6), (1, 7)])
-def test_a_new_chunk_continues_the_running_one_where_independent_chunks_jump(
-    committed: int, overlap: int
-) -> None:
-    start = chunk_noise(256)
-    alone = denoise(two_ways, start, denoising_steps=10)
-    rule = rtc(running(), committed=committed, overlap=overlap)
-    chained = denoise(guide(two_ways, rule), start, denoising_steps=10)
-    assert 1.3 < seam(alone, committed).median() < 1.7  # half of them take the other way
-    assert seam(chained, committed).median() < 0.3
-    shorter = off(chained, committed, overlap) < off(alone, committed, overlap) + 1e-9
-    assert off(chained, committed, overlap).mean() < 0.4 * off(alone, committed, overlap).mean()
-    jumped = off(alone, committed, overlap) > 1.0
-    assert shorter[jumped].all()
-
-
-@pytest.mark.parametrize("rule", [qgf, qpilots_u])
-def test_a_critic_that_wants_the_other_way_meets_resistance(rule: object) -> None:
-    critic = rule(prefers(1), weight=0.3)  # type: ignore[operator]
-    chain = rtc(running(), committed=2, overlap=6)
-    start = chunk_noise(256)
-    alone = denoise(guide(two_ways, critic), start, denoising_steps=10)
-    both = denoise(guide(two_ways, critic, chain), start, denoising_steps=10)
-    assert seam(alone, 2).median() > 1.4
-    assert seam(both, 2).median() < 0.5
-
-
-def test_more_weight_is_a_smaller_distance() -> None:
-    """On data of one Gaussian, where nothing but the weight decides."""
-
-    def gaussian(x: Tensor, flow_time: Tensor) -> Tensor:
-        t = flow_time.view(-1, 1, 1)
-        return (t * 0.25 - (1 - t)) / (t**2 * 0.25 + (1 - t) ** 2) * x
-
-    distances = []
-    for beta in (0.0, 0.5, 1.0, 2.0, 5.0):
-        field = guide(gaussian, rtc(running(), committed=0, overlap=6, max_weight=beta))
-        distances.append(off(denoise(field, chunk_noise(64), denoising_steps=10), 0, 6).mean())
-    assert all(low < high for high, low in itertools.pairwise(distances))
 
 
 def test_rows_that_do_not_exist_are_not_read() -> None:

@@ -101,6 +101,13 @@ def test_beyond_the_older_chunks_the_newest_is_untouched() -> None:
     assert not torch.isclose(found[:, :2], given[1][:, :2]).any()
 
 
+def test_between_two_ways_round_an_obstacle_the_average_may_be_neither() -> None:
+    left, right = torch.full((1, HORIZON, 2), 0.8), torch.full((1, HORIZON, 2), -0.8)
+    found = temporal_ensemble([left, right], [1, 0], decay=0.01)
+    assert found[:, : HORIZON - 1].abs().max() < 0.01
+    assert torch.equal(found[:, -1:], right[:, -1:])
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.01, -700.0, 700.0])
 def test_one_chunk_alone_comes_back_to_the_bit(decay: float) -> None:
     given = chunks(1).float()

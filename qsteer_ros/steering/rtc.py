@@ -42,6 +42,9 @@ def rtc(
     straight to their actions (see `guide.Held`), so that the policy sees them as noisy versions of
     what will be executed; their error still guides the other rows through the Jacobian.
 
+    A step's trust region (`limits.Limits`) is on the sum, this guidance included: a tight
+    ``max_ratio`` lets chunks jump again. One that is meant for a critic should leave 2 or more.
+
     Field and numbers are in normalised action units. Chunks are float32 or float64, on the device
     of the noise.
 
