@@ -235,6 +235,32 @@ def test_a_frozen_step_that_takes_too_long_costs_later_steps() -> None:
     torch.testing.assert_close(chunk, own.denoise(FROZEN, noise()))
 
 
+@pytest.mark.parametrize(("integrator", "slow_from"), [("euler", 0.3), ("heun", 0.5)])
+def test_a_last_step_of_one_evaluation_is_taken_as_it_is_however_late(
+    integrator: str, slow_from: float
+) -> None:
+    """Nothing is cheaper, so the chunk is still the frozen policy's."""
+    sampler = Sampler(3, integrator=integrator)
+    work = machine()
+    costs = work.costs(sampler)
+    work.frozen_cost = lambda tau: 10 if tau < slow_from else 500
+    chunk, record = work.run(sampler, sum(costs.frozen), costs)
+    assert (record.path, record.last_resort) == (sampler.flow_times, False)
+    assert torch.equal(chunk, sampler.denoise(FROZEN, noise()))
+    assert not record.met
+
+
+@pytest.mark.parametrize(("integrator", "within"), [("heun", 20), ("midpoint", 10), ("heun", 10)])
+def test_a_step_of_one_evaluation_says_nothing_of_one_of_two(integrator: str, within: int) -> None:
+    sampler = Sampler(4, integrator=integrator)
+    work = machine()
+    costs = work.costs(sampler)
+    before = list(costs.frozen)
+    _, record = work.run(sampler, within, costs)
+    assert (record.steps, record.spent_ns) == (1, 10)
+    assert costs.frozen == before
+
+
 def at_random(generator: random.Random, steps: int) -> Callable[[float], int]:
     """Costs that differ from step to step."""
     table = [generator.randint(1, 30) for _ in range(2 * steps)]
@@ -338,6 +364,14 @@ def test_an_estimate_rises_at_once_and_falls_slowly() -> None:
         costs.saw("guided", 0, 60)
     assert costs.guided == [60]
     assert costs.frozen == [10]
+
+
+def test_an_estimate_that_is_below_its_first_value_stays_there_untried() -> None:
+    costs = StepCosts([100], [10])
+    for _ in range(100):
+        costs.saw("guided", 0, 60)
+    costs.relax("guided", [0])
+    assert costs.guided == [60]
 
 
 def test_chunks_bring_the_estimates_up_to_date() -> None:
