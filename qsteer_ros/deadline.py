@@ -29,6 +29,19 @@ Clock = Callable[[], int]
 """Monotonic time, ns."""
 
 
+@dataclass(frozen=True, eq=False)
+class Deadline:
+    """When a chunk must be done, and what its steps cost.
+
+    Attributes:
+        at_ns: On ``time.monotonic_ns``.
+        costs: Estimates for the way it is steered; brought up to date by every chunk.
+    """
+
+    at_ns: int
+    costs: StepCosts
+
+
 @dataclass(frozen=True)
 class DeadlineRecord:
     """How a chunk came about.

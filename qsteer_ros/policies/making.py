@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qsteer_ros.deadline import Deadline, denoise_before
 from qsteer_ros.ensemble import QFunction
 from qsteer_ros.flow import Sampler, VelocityField, sample_noise
 from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite
+from qsteer_ros.policies.engines import Engine
 from qsteer_ros.steering.best_of_n import best_of_n
 from qsteer_ros.steering.gradient import Bounds
 from qsteer_ros.steering.gradient_step import gradient_step
 from qsteer_ros.steering.guide import Rule, guide
 from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.rtc import hold_rows
-from qsteer_ros.steering.settings import CHUNK_MODES, SteeringSettings
+from qsteer_ros.steering.settings import CHUNK_MODES, FIELD_MODES, SteeringSettings
 from qsteer_ros.steering.trace import Trace
 from qsteer_ros.steering.trust_region import keep_near
 
@@ -37,6 +39,9 @@ class Question:
         seed: Of the chunk.
         bounds: Of normalised actions.
         others: Rules beside the critic's: real-time chunking.
+        deadline: When the path must be done, and what its steps cost; None takes its time.
+        engine: Makes the path faster; None, a deadline or other rules take the readable loop.
+        features: Of the observation, for the engine, (1, F).
     """
 
     field: VelocityField
@@ -47,6 +52,32 @@ class Question:
     seed: int
     bounds: Bounds
     others: tuple[Rule, ...] = ()
+    deadline: Deadline | None = None
+    engine: Engine | None = None
+    features: Tensor | None = None
+
+    @property
+    def unguided(self) -> VelocityField:
+        """The field without the critic."""
+        return guide(self.field, *self.others, bounds=self.bounds)
+
+    @property
+    def in_the_open(self) -> bool:
+        """Whether the loop must be the readable one: something looks at it between steps."""
+        return self.deadline is not None or bool(self.others)
+
+    def steered(self, trace: Trace | None = None) -> VelocityField:
+        """The field with the critic; the frozen field itself in modes that do not bend it."""
+        return steer(
+            self.field,
+            self.q,
+            self.settings,
+            others=self.others,
+            sampler=self.sampler,
+            bounds=self.bounds,
+            seed=self.seed,
+            trace=trace,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +108,17 @@ def make(question: Question, *, trace: Trace, clock: Stopwatch) -> Made:
         ConfigError: The mode lacks something, or committed actions do not fit the chunk.
         DataError: Chunk or values are not finite.
     """
-    unclipped = question.sampler.denoise(_steered(question, trace), question.noise)
+    unclipped, late = _integrate(question, trace)
     check_finite(unclipped, "the denoised chunk", "Check policy, critic and steering weight.")
     clock.lap("denoise")
-    chunk, index, notes = _after(question, unclipped.clamp(*question.bounds))
+    candidates = unclipped.clamp(*question.bounds)
+    if late and not late["deadline"]["met"]:
+        chunk, index, notes = candidates[:1], 0, late
+    else:
+        chunk, index, notes = _after(question, candidates)
+        notes |= late
     clock.lap("select")
-    twin_unclipped = _twin(question, unclipped)
+    twin_unclipped = _twin(question, unclipped, late)
     twin = None if twin_unclipped is None else twin_unclipped.clamp(*question.bounds)
     limit = question.settings.max_displacement
     if twin is not None and math.isfinite(limit):
@@ -112,17 +148,28 @@ def start(
     return torch.cat([noise, sample_noise((extra, *shape), seed=other, device=device)])
 
 
-def _steered(question: Question, trace: Trace) -> VelocityField:
-    return steer(
-        question.field,
-        question.q,
-        question.settings,
-        others=question.others,
-        sampler=question.sampler,
-        bounds=question.bounds,
-        seed=question.seed,
-        trace=trace,
+def _integrate(question: Question, trace: Trace) -> tuple[Tensor, dict[str, Any]]:
+    """From the noise to flow time 1, by the deadline if there is one."""
+    engine, features = question.engine, question.features
+    if engine is not None and features is not None and not question.in_the_open:
+        noise, seed = question.noise, question.seed
+        unclipped = engine.denoise(features, noise, seed=seed, trace=trace)
+        return unclipped, {"backend": engine.name}
+    steered = question.steered(trace)
+    if question.deadline is None:
+        return question.sampler.denoise(steered, question.noise), {}
+    bent = question.settings.mode in FIELD_MODES
+    unclipped, record = denoise_before(
+        steered,
+        question.unguided if bent else steered,
+        question.noise,
+        question.sampler,
+        deadline_ns=question.deadline.at_ns,
+        costs=question.deadline.costs,
     )
+    if record.guidance == "dropped":
+        trace.clear()  # those steps were thrown away
+    return unclipped, {"deadline": {**asdict(record), "met": record.met}}
 
 
 def _after(question: Question, candidates: Tensor) -> tuple[Tensor, int, dict[str, Any]]:
@@ -146,11 +193,20 @@ def _after(question: Question, candidates: Tensor) -> tuple[Tensor, int, dict[st
     return ascent.chunk, 0, {"ascent_steps_taken": int(ascent.accepted[0])}
 
 
-def _twin(question: Question, unclipped: Tensor) -> Tensor | None:
-    """The frozen policy's chunk from the same noise, (1, H, A), where it is wanted."""
-    if question.q is None or not question.settings.wants_twin(question.seed):
+def _twin(question: Question, unclipped: Tensor, late: dict[str, Any]) -> Tensor | None:
+    """The frozen policy's chunk from the same noise, (1, H, A), where it is wanted.
+
+    A chunk that is late is compared only if it has to stay near its twin.
+    """
+    settings = question.settings
+    if question.q is None or not settings.wants_twin(question.seed):
         return None
-    if question.settings.mode in CHUNK_MODES:  # the field was not bent: it is there already
+    unbent = settings.mode in CHUNK_MODES
+    if late:
+        deadline = late["deadline"]
+        unbent = unbent or deadline["guidance"] == "dropped"
+        if not deadline["met"] and math.isinf(settings.max_displacement):
+            return None
+    if unbent:  # it is there already
         return unclipped[:1]
-    unguided = guide(question.field, *question.others, bounds=question.bounds)
-    return question.sampler.denoise(unguided, question.noise[:1])
+    return question.sampler.denoise(question.unguided, question.noise[:1])

@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
+from qsteer_ros.deadline import Deadline, measure_costs
 from qsteer_ros.ensemble import QFunction, probe
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite, stamps_of, summary_of
+from qsteer_ros.policies.engines import Engine, make_engine
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.judged import clip_shares, judge
 from qsteer_ros.policies.making import Made, Question, make, start
 from qsteer_ros.policies.running import RunningChunk, continuation
 from qsteer_ros.replay.decision import DecisionRecord
-from qsteer_ros.steering.settings import SteeringSettings
+from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
 from qsteer_ros.steering.trace import Trace
+from qsteer_ros.step_costs import StepCosts
 from qsteer_ros.types import Observation
 
 
@@ -67,6 +70,7 @@ class SteeredPolicy:
         settings: How it steers.
         sampler: How the field is integrated from noise to chunk.
         device: Where policy and critic were loaded.
+        backend: How the path of a chunk is computed, see `policies.engines`.
 
     Raises:
         ConfigError: The parts were not made for each other, or the mode needs a critic.
@@ -79,9 +83,11 @@ class SteeredPolicy:
     _: dataclasses.KW_ONLY
     sampler: Sampler = dataclasses.field(default_factory=Sampler)
     device: torch.device | str = "cpu"
+    backend: str = "auto"
+    _engine: Engine | None = dataclasses.field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a combination that would act on meaningless numbers."""
+        """Refuse a combination that would act on meaningless numbers, and prepare the loop."""
         if self.settings.needs_critic and self.critic is None:
             raise ConfigError(
                 f"steering mode '{self.settings.mode}' needs a critic: none is loaded. "
@@ -98,6 +104,15 @@ class SteeredPolicy:
             )
         if self.encoder is not None:
             self._check_encoder(self.encoder)
+        engine = make_engine(
+            self.backend,
+            self.policy,
+            self.critic,
+            self.settings,
+            self.sampler,
+            torch.device(self.device),
+        )
+        object.__setattr__(self, "_engine", engine)
 
     def with_critic(self, critic: Critic | None) -> SteeredPolicy:
         """Return the same policy steered by another critic; nothing is loaded or copied.
@@ -116,7 +131,12 @@ class SteeredPolicy:
         return dataclasses.replace(self, settings=settings)
 
     def decide(
-        self, observation: Observation, *, seed: int, running: RunningChunk | None = None
+        self,
+        observation: Observation,
+        *,
+        seed: int,
+        running: RunningChunk | None = None,
+        deadline: Deadline | None = None,
     ) -> Decision:
         """Answer one observation with a chunk.
 
@@ -126,6 +146,8 @@ class SteeredPolicy:
                 observation, parts and seed give the same chunk bit for bit on the same device.
             running: The chunk that is being executed, to be continued by real-time chunking;
                 None decides afresh.
+            deadline: When the chunk must be done: guidance is dropped first, then steps, and the
+                record says so. None takes the time it takes.
 
         Returns:
             The chunk and its record, which names the observation's stamps.
@@ -140,9 +162,8 @@ class SteeredPolicy:
         with torch.no_grad():
             features = self.encoder.features(observation)
         clock.lap("encode")
-        return self._answer(
-            features, seed=seed, running=running, clock=clock, stamps=stamps_of(observation)
-        )
+        question = self._question(features, seed=seed, running=running, deadline=deadline)
+        return self._answer(question, features, running, clock, stamps_of(observation))
 
     def act(self, features: Tensor, *, seed: int, running: RunningChunk | None = None) -> Decision:
         """Answer features that were computed elsewhere, or read from a record, (1, F).
@@ -152,45 +173,82 @@ class SteeredPolicy:
             DataError: Features, chunk or values are not finite; no action may follow.
         """
         clock = Stopwatch(self.device)
-        return self._answer(features, seed=seed, running=running, clock=clock, stamps={})
+        question = self._question(features, seed=seed, running=running)
+        return self._answer(question, features, running, clock, {})
+
+    def step_costs(self, features: Tensor, *, running: RunningChunk | None = None) -> StepCosts:
+        """Measure what the steps of a chunk cost, for `Deadline`; takes some chunks' time.
+
+        Args:
+            features: Of a typical observation, (1, F).
+            running: A typical running chunk, where chunks will continue one.
+        """
+        question = self._question(features, seed=0, running=running)
+        bent = self.settings.mode in FIELD_MODES
+        with torch.no_grad():
+            steered = question.steered()
+            frozen = question.unguided if bent else steered
+            return measure_costs(steered, frozen, question.noise, self.sampler)
 
     @torch.no_grad()
-    def _answer(
+    def _question(
         self,
         features: Tensor,
         *,
         seed: int,
-        running: RunningChunk | None,
-        clock: Stopwatch,
-        stamps: Mapping[str, Any],
-    ) -> Decision:
-        settings, bounds = self.settings, self.policy.bounds
+        running: RunningChunk | None = None,
+        deadline: Deadline | None = None,
+    ) -> Question:
+        """Refuse what cannot be answered, before anything is sampled."""
         if features.ndim != 2 or features.shape[0] != 1:
             raise ConfigError(
                 f"a decision needs the features of one observation, (1, F): got "
                 f"{tuple(features.shape)}."
             )
         check_finite(features, "the encoder's features", "Check the cameras and joint states.")
-        features, device = features.to(self.device), torch.device(self.device)
+        features, bounds = features.to(self.device), self.policy.bounds
         shape = (self.policy.horizon, self.policy.action_dim)
-        noise = start(shape, settings, seed=seed, device=device)
-        q = self._value_function(features)
+        noise = start(shape, self.settings, seed=seed, device=torch.device(self.device))
+        field, q = self.policy.condition(features), self._value_function(features)
         if q is not None:
             probe(q, noise.clamp(*bounds))
         others = () if running is None else (continuation(running, like=noise),)
-        field, trace = self.policy.condition(features), Trace()
-        question = Question(field, q, settings, self.sampler, noise, seed, bounds, others)
+        return Question(
+            field,
+            q,
+            self.settings,
+            self.sampler,
+            noise,
+            seed,
+            bounds,
+            others,
+            deadline,
+            self._engine,
+            features,
+        )
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        question: Question,
+        features: Tensor,
+        running: RunningChunk | None,
+        clock: Stopwatch,
+        stamps: Mapping[str, Any],
+    ) -> Decision:
+        trace, q = Trace(), question.q
         clock.lap("condition")
         made = make(question, trace=trace, clock=clock)
-        tensors, meta = _described(question, made), {**stamps, **self._provenance(seed)}
+        tensors = _described(question, made)
         tensors["features"] = features[0]
+        meta = {**stamps, **self._provenance(question.seed), "backend": "eager", **made.notes}
         if running is not None:
             tensors["running_chunk"] = torch.from_numpy(running.chunk)
             meta["running"] = {"elapsed": running.elapsed, "committed": running.committed}
         if q is not None:
-            meta |= judge(q, made.chunk, made.twin, settings.aggregate)
+            meta |= judge(q, made.chunk, made.twin, self.settings.aggregate)
         chosen = made.unclipped[made.index : made.index + 1]
-        meta |= {**made.notes, **clip_shares(chosen, made.twin_unclipped, bounds)}
+        meta |= clip_shares(chosen, made.twin_unclipped, question.bounds)
         clock.lap("judge")
         return _decision(tensors, meta, trace, clock)
 

@@ -40,6 +40,10 @@ class Trace:
         """Number of steps recorded."""
         return len(self._steps)
 
+    def clear(self) -> None:
+        """Forget what was recorded: those steps did not make the chunk."""
+        self._steps.clear()
+
     def record(
         self, flow_time: Tensor, velocity: Tensor, guidance: Tensor | None, slope: Slope | None
     ) -> None:
