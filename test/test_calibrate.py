@@ -221,6 +221,17 @@ def test_a_critic_made_for_another_policy_is_refused(
         calibrate(settings(foreign, policy, store))
 
 
+@pytest.mark.parametrize("of_policy", [None, "f" * 64])
+def test_features_must_come_from_the_encoder_that_either_part_names(
+    of_policy: str | None, tmp_path: Path, store: Path
+) -> None:
+    of_critic = "f" * 64 if of_policy is None else None
+    critic = make_critic(interface=other(encoder_hash=of_critic)).save(tmp_path / "c")
+    policy = make_policy(interface=other(encoder_hash=of_policy)).save(tmp_path / "p")
+    with pytest.raises(ConfigError, match="logged features must come from the encoder"):
+        calibrate(settings(critic, policy, store))
+
+
 def test_a_flat_critic_is_refused_and_nothing_is_written(
     tmp_path: Path, policy: Path, store: Path
 ) -> None:

@@ -15,6 +15,8 @@ from qsteer_ros.ensemble import QFunction
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.evaluation.sweep import FACTORS, Bench, curve, each_row, find_weight
 from qsteer_ros.flow import Sampler, VelocityField
+from qsteer_ros.steering.bptt import bptt
+from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
 
@@ -122,6 +124,35 @@ def test_a_small_weight_improves_almost_every_chunk_of_a_concave_critic() -> Non
     point = bench(q=hill(0.5)).at(0.02)
     assert point.delta_q > 5 * point.delta_q_error > 0.0
     assert point.improved == 1.0
+
+
+def test_withheld_guidance_has_a_ratio_and_improves_nothing() -> None:
+    point = bench(mode="zero").at(0.1)
+    assert point.ratio == pytest.approx(bench().at(0.1).ratio, rel=0.2)
+    assert (point.delta_q, point.improved, point.displacement) == (0.0, 0.0, 0.0)
+
+
+def test_a_native_weight_is_measured_whatever_ratio_the_settings_ask_for() -> None:
+    assert bench(ratio=0.7).at(0.01) == bench().at(0.01)
+
+
+def test_modes_that_look_ahead_know_how_the_field_is_integrated() -> None:
+    field = guide(swirl, bptt(wavy, weight=0.2, sampler=Sampler(3)))
+    chunk = Sampler(3).denoise(field, noise(32)).clamp(-1, 1)
+    made = bench(mode="bptt", steps=3)
+    moved = float((chunk - made.twin).square().mean().sqrt())
+    assert made.at(0.2).displacement == pytest.approx(moved, rel=1e-6)
+
+
+def test_the_seed_is_that_of_everything_random_in_a_mode() -> None:
+    settings = SteeringSettings(mode="random_matched")
+    gains = [
+        Bench(swirl, wavy, noise(8), settings=settings, sampler=Sampler(4), seed=seed)
+        .at(0.1)
+        .delta_q
+        for seed in (0, 0, 1)
+    ]
+    assert gains[0] == gains[1] != gains[2]
 
 
 def test_guidance_into_random_directions_improves_about_half() -> None:
