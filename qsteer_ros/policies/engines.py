@@ -5,7 +5,7 @@ the readable loop's chunk up to rounding (a test holds each to it) and its own c
 
 ========== ==================================================================================
 eager      the readable loop: `steering.modes.steer` and `flow.Sampler`; every mode, any device
-compiled   CPU: the whole loop as one compiled kernel, gradients in closed form; see `policies.fast`
+compiled   CPU: the whole loop as one compiled kernel, gradients in closed form
 cuda_graph CUDA: the readable loop, captured once and replayed without Python
 auto       ``compiled`` on a CPU, ``cuda_graph`` on CUDA, where they can do what is asked; else
            ``eager``. Which one made a chunk is in its record.
@@ -39,7 +39,13 @@ class Engine(Protocol):
     name: str
 
     def denoise(
-        self, features: Tensor, noise: Tensor, *, seed: int, trace: Trace | None
+        self,
+        features: Tensor,
+        noise: Tensor,
+        *,
+        seed: int,
+        trace: Trace | None = None,
+        guided: bool = True,
     ) -> Tensor:
         """Integrate the steered field from noise to flow time 1.
 
@@ -47,7 +53,9 @@ class Engine(Protocol):
             features: Of one observation, as the encoder gives them, (1, F).
             noise: (B, H, A), float32, on the engine's device. Not modified.
             seed: Of the chunk; decides what is random in a mode.
-            trace: Gets what the readable loop would put there.
+            trace: Gets what the readable loop would put there; changes no bit of the result.
+            guided: False integrates the frozen field: the unguided twin, bit for bit what an
+                engine for mode ``off`` gives.
 
         Returns:
             x at flow time 1, (B, H, A), not clipped; a new tensor.

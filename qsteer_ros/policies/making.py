@@ -31,7 +31,8 @@ class Question:
     """Everything a chunk is a function of.
 
     Attributes:
-        field: The frozen field of one observation.
+        features: Of one observation, (1, F).
+        field: The frozen field for it.
         q: The critic for it; None in mode ``off``.
         settings: How it steers.
         sampler: How the field is integrated.
@@ -40,10 +41,11 @@ class Question:
         bounds: Of normalised actions.
         others: Rules beside the critic's: real-time chunking.
         deadline: When the path must be done, and what its steps cost; None takes its time.
-        engine: Makes the path faster; None, a deadline or other rules take the readable loop.
-        features: Of the observation, for the engine, (1, F).
+        engine: Makes the path faster; None is the readable loop, which a deadline and other
+            rules need.
     """
 
+    features: Tensor
     field: VelocityField
     q: QFunction | None
     settings: SteeringSettings
@@ -54,17 +56,11 @@ class Question:
     others: tuple[Rule, ...] = ()
     deadline: Deadline | None = None
     engine: Engine | None = None
-    features: Tensor | None = None
 
     @property
     def unguided(self) -> VelocityField:
         """The field without the critic."""
         return guide(self.field, *self.others, bounds=self.bounds)
-
-    @property
-    def in_the_open(self) -> bool:
-        """Whether the loop must be the readable one: something looks at it between steps."""
-        return self.deadline is not None or bool(self.others)
 
     def steered(self, trace: Trace | None = None) -> VelocityField:
         """The field with the critic; the frozen field itself in modes that do not bend it."""
@@ -150,11 +146,11 @@ def start(
 
 def _integrate(question: Question, trace: Trace) -> tuple[Tensor, dict[str, Any]]:
     """From the noise to flow time 1, by the deadline if there is one."""
-    engine, features = question.engine, question.features
-    if engine is not None and features is not None and not question.in_the_open:
-        noise, seed = question.noise, question.seed
-        unclipped = engine.denoise(features, noise, seed=seed, trace=trace)
-        return unclipped, {"backend": engine.name}
+    if question.engine is not None:
+        unclipped = question.engine.denoise(
+            question.features, question.noise, seed=question.seed, trace=trace
+        )
+        return unclipped, {"backend": question.engine.name}
     steered = question.steered(trace)
     if question.deadline is None:
         return question.sampler.denoise(steered, question.noise), {}
@@ -209,4 +205,8 @@ def _twin(question: Question, unclipped: Tensor, late: dict[str, Any]) -> Tensor
             return None
     if unbent:  # it is there already
         return unclipped[:1]
-    return question.sampler.denoise(question.unguided, question.noise[:1])
+    noise = question.noise[:1]
+    if question.engine is not None:
+        features, seed = question.features, question.seed
+        return question.engine.denoise(features, noise, seed=seed, guided=False)
+    return question.sampler.denoise(question.unguided, noise)

@@ -163,7 +163,7 @@ class SteeredPolicy:
             features = self.encoder.features(observation)
         clock.lap("encode")
         question = self._question(features, seed=seed, running=running, deadline=deadline)
-        return self._answer(question, features, running, clock, stamps_of(observation))
+        return self._answer(question, running, clock, stamps_of(observation))
 
     def act(self, features: Tensor, *, seed: int, running: RunningChunk | None = None) -> Decision:
         """Answer features that were computed elsewhere, or read from a record, (1, F).
@@ -174,7 +174,7 @@ class SteeredPolicy:
         """
         clock = Stopwatch(self.device)
         question = self._question(features, seed=seed, running=running)
-        return self._answer(question, features, running, clock, {})
+        return self._answer(question, running, clock, {})
 
     def step_costs(self, features: Tensor, *, running: RunningChunk | None = None) -> StepCosts:
         """Measure what the steps of a chunk cost, for `Deadline`; takes some chunks' time.
@@ -214,6 +214,7 @@ class SteeredPolicy:
             probe(q, noise.clamp(*bounds))
         others = () if running is None else (continuation(running, like=noise),)
         return Question(
+            features,
             field,
             q,
             self.settings,
@@ -223,15 +224,13 @@ class SteeredPolicy:
             bounds,
             others,
             deadline,
-            self._engine,
-            features,
+            None if others or deadline is not None else self._engine,
         )
 
     @torch.no_grad()
     def _answer(
         self,
         question: Question,
-        features: Tensor,
         running: RunningChunk | None,
         clock: Stopwatch,
         stamps: Mapping[str, Any],
@@ -240,7 +239,7 @@ class SteeredPolicy:
         clock.lap("condition")
         made = make(question, trace=trace, clock=clock)
         tensors = _described(question, made)
-        tensors["features"] = features[0]
+        tensors["features"] = question.features[0]
         meta = {**stamps, **self._provenance(question.seed), "backend": "eager", **made.notes}
         if running is not None:
             tensors["running_chunk"] = torch.from_numpy(running.chunk)
