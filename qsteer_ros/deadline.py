@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler, VelocityField
-from qsteer_ros.step_costs import StepCosts
+from qsteer_ros.step_costs import StepCosts, upper_quartile
 
 Clock = Callable[[], int]
 """Monotonic time, ns."""
@@ -170,7 +170,7 @@ def measure_costs(
     noise: Tensor,
     sampler: Sampler,
     *,
-    rounds: int = 3,
+    rounds: int = 8,
     clock: Clock = time.monotonic_ns,
 ) -> StepCosts:
     """Measure every step before the first chunk is due.
@@ -180,8 +180,8 @@ def measure_costs(
         frozen: As there.
         noise: As there.
         sampler: As there.
-        rounds: Measured chunks of each kind, of which the slowest counts; one more goes before
-            them unmeasured, because a first call compiles and allocates.
+        rounds: Measured chunks of each kind, of which the upper quartile counts; one more goes
+            before them unmeasured, because a first call compiles and allocates.
         clock: As there.
 
     Raises:
@@ -191,12 +191,12 @@ def measure_costs(
         raise ConfigError(f"'rounds' must be at least 1: got {rounds}.")
     now = _after_kernels(clock, noise.device)
 
-    def slowest(field: VelocityField) -> list[int]:
-        measured = [_timed(field, noise, sampler, now) for _ in range(rounds + 1)]
-        return [max(costs) for costs in zip(*measured[1:], strict=True)]
+    def measured(field: VelocityField) -> list[int]:
+        chunks = [_timed(field, noise, sampler, now) for _ in range(rounds + 1)]
+        return [upper_quartile(costs) for costs in zip(*chunks[1:], strict=True)]
 
-    costs = slowest(frozen)
-    return StepCosts(costs if steered is frozen else slowest(steered), costs)
+    costs = measured(frozen)
+    return StepCosts(costs if steered is frozen else measured(steered), costs)
 
 
 @dataclass
@@ -213,7 +213,7 @@ class _Run:
         count, before = self.sampler.denoising_steps, self.now()
         for step in range(count):
             if self.deadline_ns - before < self.costs.guided[step] + sum(self.costs.frozen):
-                self.costs.relax("guided", range(step, count))
+                self.costs.missed("guided", range(step, count))
                 return None, step
             x = self.sampler.step(steered, x, step)
             after = self.now()
@@ -242,7 +242,7 @@ class _Run:
             visited.append(target)
             before = after
         if last_resort or len(visited) <= count:
-            self.costs.relax("frozen", set(range(count)) - measured)
+            self.costs.missed("frozen", set(range(count)) - measured)
         return x, tuple(visited), last_resort
 
     def _costs_alike(self, step: int, target: int, last_resort: bool) -> bool:

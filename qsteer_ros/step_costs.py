@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from qsteer_ros.errors import ConfigError
 
-EASING = 8
-"""An estimate that was too high comes down by this part of the difference at a time."""
+WINDOW = 16
+"""Measurements of a step that are remembered."""
+
+PATIENCE = 32
+"""Chunks after which a step that seemed too expensive is tried again."""
 
 
 class StepCosts:
-    """What each step costs, estimated on the safe side from what it cost lately.
+    """What each step costs, estimated from what it cost lately.
 
-    An estimate jumps to a measurement above it and comes down by an eighth of the difference to
-    one below. What was not measured *because* it seemed too expensive comes down as slowly, but
-    never below its first value, so that one hiccup does not end guidance for good. One instance is
-    kept for all chunks of a policy.
+    An estimate is the upper quartile of the last 16 measurements: a hiccup of the machine does not
+    count, five slow chunks do. What is not measured any more *because* it seems too expensive is
+    given its first value again after 32 chunks without it; if the next measurement is slow, that
+    one is believed at once. One instance is kept for all chunks of a policy.
 
     Attributes:
         guided: Estimate for each guided step, ns, T numbers.
@@ -24,7 +28,7 @@ class StepCosts:
     """
 
     def __init__(self, guided_ns: Sequence[int], frozen_ns: Sequence[int]) -> None:
-        """Start from measured costs; `measure_costs` makes them.
+        """Start from measured costs; `deadline.measure_costs` makes them.
 
         Raises:
             ConfigError: The two differ in length, are empty, or a cost is negative.
@@ -35,23 +39,34 @@ class StepCosts:
                 f"{list(guided_ns)} and {list(frozen_ns)}."
             )
         self.guided, self.frozen = list(guided_ns), list(frozen_ns)
-        self._calm = {"guided": tuple(guided_ns), "frozen": tuple(frozen_ns)}
+        self._first = {"guided": tuple(guided_ns), "frozen": tuple(frozen_ns)}
+        self._lately = {
+            kind: [deque([cost] * WINDOW, WINDOW) for cost in costs]
+            for kind, costs in self._first.items()
+        }
+        self._untried = {kind: [0] * len(costs) for kind, costs in self._first.items()}
 
     def saw(self, kind: str, step: int, spent_ns: int) -> None:
         """Take in a measurement of a ``guided`` or ``frozen`` step."""
-        estimates = self._of(kind)
-        estimates[step] = max(spent_ns, _eased(estimates[step], spent_ns))
+        lately = self._lately[kind][step]
+        lately.append(spent_ns)
+        self._of(kind)[step] = upper_quartile(lately)
+        self._untried[kind][step] = 0
 
-    def relax(self, kind: str, steps: Iterable[int]) -> None:
-        """Let the estimates of steps that were not tried come down."""
-        estimates, calm = self._of(kind), self._calm[kind]
+    def missed(self, kind: str, steps: Iterable[int]) -> None:
+        """Take in that these steps of a chunk were not tried, for what they seem to cost."""
         for step in steps:
-            estimates[step] = _eased(estimates[step], calm[step])
+            self._untried[kind][step] += 1
+            first = self._first[kind][step]
+            if self._untried[kind][step] >= PATIENCE and self._of(kind)[step] > first:
+                self._lately[kind][step] = deque([first], WINDOW)
+                self._of(kind)[step] = first
 
     def _of(self, kind: str) -> list[int]:
         return self.guided if kind == "guided" else self.frozen
 
 
-def _eased(estimate: int, towards: int) -> int:
-    """Down by a part of the difference, never up."""
-    return estimate - max(0, -(-(estimate - towards) // EASING))
+def upper_quartile(measured: Iterable[int]) -> int:
+    """The largest measurement when a quarter, rounded down, are left out as hiccups."""
+    ranked = sorted(measured)
+    return ranked[len(ranked) - 1 - len(ranked) // 4]
