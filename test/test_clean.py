@@ -40,6 +40,12 @@ def test_between_grid_points_the_first_step_goes_to_the_next_one() -> None:
     torch.testing.assert_close(found, euler(noise(), 0.45, 0.6, 0.8, 1.0))
 
 
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_between_grid_points_the_integrator_is_the_samplers(integrator: str) -> None:
+    expected = Sampler(3, integrator, times=(0.45, 0.6, 0.8, 1.0)).denoise(swirl, noise())
+    assert torch.equal(finish(swirl, noise(), 0.45, Sampler(5, integrator)), expected)
+
+
 def test_before_a_late_grid_the_first_step_goes_to_its_first_point() -> None:
     late = Sampler(2, times=(0.3, 0.7, 1.0))
     found = finish(swirl, noise(), 0.1, late)
@@ -74,6 +80,18 @@ def test_the_chain_asks_at_the_end_of_the_path(sampler: Sampler) -> None:
         expected = 0.7 * numerical_gradient(lambda chunk: wavy(chunk).amin(dim=0), end)
         found = field_at(field, tau)(noise(), flow_time) - swirl(noise(), flow_time)
         torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-6)
+
+
+def test_the_chain_records_no_gradients() -> None:
+    recording = list[bool]()
+
+    def watched(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
+        recording.append(torch.is_grad_enabled())
+        return swirl(noisy_chunk, flow_time)
+
+    rule = qgf(wavy, weight=0.7, estimate="chain", sampler=Sampler(5))
+    guide(watched, rule)(noise(), torch.full((4,), 0.4, dtype=torch.float64))
+    assert recording[1:] == [False, False, False]
 
 
 def test_with_one_step_left_chain_and_euler_are_one() -> None:

@@ -170,6 +170,17 @@ def test_no_chunk_leaves_the_bounds_and_the_critic_is_asked_inside_them_only(
     assert torch.stack(critic.asked).max() == 0.4
 
 
+def test_the_last_iterate_is_judged_without_a_gradient() -> None:
+    wanted = list[bool]()
+
+    def watched(chunk: Tensor) -> Tensor:
+        wanted.append(chunk.requires_grad)
+        return wavy(chunk)
+
+    gradient_step(noise(), watched, step_size=0.1, steps=3)
+    assert wanted == [True, True, True, False]
+
+
 def test_clipping_happens_after_every_step_and_not_at_the_end_only() -> None:
     """Beyond the bound the slope turns round: an unclipped walk would come back."""
     start = torch.full((1, 1, 1), 0.9, dtype=torch.float64)

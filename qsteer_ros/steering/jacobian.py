@@ -37,7 +37,8 @@ def orthogonal(look: Look, slope: Slope) -> Tensor:
     r""":math:`(U V^\top)^\top g` with :math:`J = U S V^\top`, of the unclipped prediction.
 
     The rotation in J without its stretching, so the length of g is kept. H A products build the
-    matrix. Where J is singular the rotation within its null space is arbitrary.
+    matrix. Where J is singular the rotation within its null space is arbitrary. On a GPU the
+    decomposition makes the host wait, so a loop with it cannot be captured.
     """
     left, _, right = torch.linalg.svd(matrix(look))
     turned: Tensor = (left @ right).mT @ slope.gradient.flatten(1).unsqueeze(2)
