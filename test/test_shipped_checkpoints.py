@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qsteer_ros import resources
+from qsteer_ros.critics.calibration import Calibration
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.motion.kinematics import TOOL_DOWN, Kinematics
 from qsteer_ros.motion.robot import RobotFile
@@ -14,7 +15,7 @@ from qsteer_ros.policies.encoder import Encoder
 from qsteer_ros.policies.features import proprioception, teacher_features
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
-from qsteer_ros.steering.settings import SteeringSettings
+from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
 from qsteer_ros.types import Observation, RobotState
 
 FOLDER = resources.share_directory() / "config" / "checkpoints"
@@ -62,6 +63,23 @@ def test_every_goal_is_steered_by_every_mode(robot: RobotFile, goal: int, mode: 
 def test_a_critic_says_which_goal_it_was_trained_for(goal: int) -> None:
     training = Critic.load(FOLDER / f"critic_goal{goal}").training
     assert training["goal"] == goal
+
+
+@pytest.mark.parametrize("goal", [1, 2, 3])
+def test_a_critic_is_calibrated_for_the_policy_in_every_mode(goal: int) -> None:
+    folder = FOLDER / f"critic_goal{goal}"
+    hashes = (Critic.load(folder).hash, FlowPolicy.load(FOLDER / "policy").hash)
+    found = Calibration.load(folder, critic=hashes[0], policy=hashes[1])
+    assert set(found.modes) == set(FIELD_MODES)
+    for mode, entry in found.modes.items():
+        assert entry.found.ratio == pytest.approx(entry.target_ratio, rel=0.01)
+        assert entry.observations.count == 256
+        assert (entry.found.improved > 0.75) == (mode not in ("zero", "random_matched"))
+        SteeringSettings.from_json({**entry.settings, "mode": mode, "weight": entry.weight})
+    for reduction, rho in (("min", 0.0), ("mean", 0.0), ("pessimistic", 0.5)):
+        values = found.statistics(reduction, rho=rho)
+        assert -100.0 < values.q_mean < 0.0  # no reward is above 0
+        assert values.q_std > 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -35,7 +35,7 @@ from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
 
 DEFAULT_RATIO = 0.05
 """Median ratio of the weight with which ``qgf`` succeeds most often with the shipped checkpoints:
-weight 0.04 (20 of 20 episodes) has 0.050, 0.050 and 0.039 for the critics of the three goals."""
+weight 0.04 (20 of 20 episodes) has 0.049, 0.050 and 0.039 for the critics of the three goals."""
 
 DRIFT_MATCHED_RATIO = 0.15
 """The same for modes whose guidance has the same ratio at every step, rather than being long where
