@@ -54,9 +54,13 @@ def table(made: Calibration, observed: Observed) -> str:
     ]
     for mode, entry in made.modes.items():
         lines += ["", *_mode_table(mode, entry)]
-    lines += ["", "values of the frozen policy's chunks", "  reduction       mean         std"]
     lines += [
-        f"  {v.reduction + (f' {v.rho:g}' if v.rho else ''):12} {v.q_mean:10.4g}  {v.q_std:10.4g}"
+        "",
+        "values of the frozen policy's chunks",
+        "  reduction             mean         std",
+    ]
+    lines += [
+        f"  {v.reduction + (f' {v.rho:g}' if v.rho else ''):15}  {v.q_mean:9.4g}  {v.q_std:10.4g}"
         for v in made.values
     ]
     lines += [
@@ -74,12 +78,12 @@ def table(made: Calibration, observed: Observed) -> str:
 def _mode_table(mode: str, entry: ModeCalibration) -> Sequence[str]:
     rows = [
         f"{mode}: weight {entry.weight:g} gives ratio {entry.found.ratio:.3g}",
-        "      weight   ratio   delta Q (standard error)  improved  clipped  displacement",
+        "      weight     ratio    delta Q  std. error  improved  clipped  displacement",
     ]
     for p in entry.curve:
         mark = ">" if p.weight == entry.weight else " "
         rows.append(
-            f"  {mark} {p.weight:8.4g}  {p.ratio:6.4f}  {p.delta_q:+10.4g} ({p.delta_q_error:.2g})"
-            f"{'':6}  {p.improved:8.1%}  {p.clipped:7.2%}  {p.displacement:12.4f}"
+            f"  {mark} {p.weight:8.4g}  {p.ratio:8.3g}  {p.delta_q:+9.4g}  {p.delta_q_error:10.2g}  "
+            f"{p.improved:8.1%}  {p.clipped:7.2%}  {p.displacement:12.4f}"
         )
     return rows
