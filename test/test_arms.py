@@ -9,7 +9,12 @@ WEIGHTS = {"qgf": 0.03}
 
 
 def test_an_arm_is_a_mode_with_its_default_number():
-    expected = {"steering": "qgf", "guidance_weight": 0.03, "num_samples": 16}
+    expected = {
+        "steering": "qgf",
+        "guidance": "weight",
+        "guidance_weight": 0.03,
+        "num_samples": 16,
+    }
     assert arm_parameters("qgf", weights=WEIGHTS, num_samples=16) == expected
     assert arm_parameters("off", weights=WEIGHTS, num_samples=16)["guidance_weight"] == 0.0
 

@@ -56,7 +56,7 @@ class DemoOptions:
         """
         Session(self.arms, self.goals, self.episodes, self.seed)
         for arm in self.arms:
-            arm_parameters(arm, weights={}, num_samples=1)
+            arm_parameters(arm)
         unknown = sorted(set(self.goals) - set(GOALS))
         if unknown:
             raise ConfigError(f"goals must be among {list(GOALS)}: got {unknown}.")

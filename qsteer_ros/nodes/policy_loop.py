@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-import qsteer_ros
+from qsteer_ros.deadline import Deadline
 from qsteer_ros.errors import DataError, QsteerError, StaleObservation
-from qsteer_ros.motion.controller import ChunkController, NotFollowing, PlanReport
+from qsteer_ros.motion.controller import ChunkController, NotFollowing
 from qsteer_ros.nodes.observations import SET_BACK_NS, ObservationAssembler
+from qsteer_ros.nodes.policy_pace import Reserve
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Parts
+from qsteer_ros.nodes.policy_records import with_path
 from qsteer_ros.nodes.policy_report import PolicyReport
 from qsteer_ros.policies.bookkeeping import chunk_seed
+from qsteer_ros.policies.running import RunningChunk, RunningMemory
 from qsteer_ros.policies.steered import Decision
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.types import JointPath, Observation
@@ -81,6 +82,8 @@ class PolicyLoop:
         self._report = report
         self._clock_step_ns = clock_step_ns
         self._controller = ChunkController(parts.robot, parts.decoder, parameters.execute_steps)
+        self._reserve = Reserve()
+        self._running = RunningMemory(parts.robot.control_dt_ns)
         self._changed = threading.Condition(threading.RLock())
         self._stopping = False
         self._active = False
@@ -105,6 +108,7 @@ class PolicyLoop:
         """
         with self._changed:
             self._controller.reset()
+            self._running.clear()
             self._clock_step_ns()  # what happened before is of no interest
             self._report.activated()
             self._activation += 1
@@ -173,6 +177,7 @@ class PolicyLoop:
             try:
                 self._answer(activation)
             except QsteerError as error:
+                self._forget_running()
                 serious = isinstance(error, NotFollowing)
                 self._report.refused(type(error).__name__, str(error), serious=serious)
                 self._outlets.warn(str(error))
@@ -189,19 +194,26 @@ class PolicyLoop:
             return False
         if stamp_ns < self._tried_ns - SET_BACK_NS:  # the clock was set back
             self._controller.reset()
+            self._running.forget()
             self._tried_ns = self._since_ns = _NEVER_NS
         new = stamp_ns > self._tried_ns and stamp_ns >= self._since_ns
         return new and self._controller.wants(stamp_ns)
 
     def _answer(self, activation: int) -> None:
         start_ns = time.perf_counter_ns()
+        began_ns = time.monotonic_ns()
         with self._changed:
             parts, parameters, chunk = self._parts, self._parameters, self._chunk
             numbering = self._numbering
             self._tried_ns = self._assembler.newest_stamp_ns() or self._tried_ns
         observation = self._assembler.assemble(self._now_ns())
         assembled_ns = time.perf_counter_ns()
-        decision = parts.steered.decide(observation, seed=chunk_seed(parameters.seed, chunk))
+        decision = parts.steered.decide(
+            observation,
+            seed=chunk_seed(parameters.seed, chunk),
+            running=self._continued(observation, parameters),
+            deadline=self._deadline(parts, parameters, began_ns),
+        )
         with self._changed:
             if activation != self._activation or not self._active or self._check_clock():
                 return
@@ -210,6 +222,9 @@ class PolicyLoop:
             path, published_ns, effective_ns = self._publish(decision, observation, parameters)
             if numbering == self._numbering:
                 self._chunk = chunk + 1
+                self._running.published(
+                    decision.chunk, stamp_ns=observation.stamp_ns, effective_ns=effective_ns
+                )
             plan = self._controller.report
         if plan is None:  # plan() has just set it, under the lock
             raise AssertionError
@@ -217,7 +232,7 @@ class PolicyLoop:
             "assemble": assembled_ns - start_ns,
             "plan": time.perf_counter_ns() - decided_ns,
         }
-        record = _extended(decision, observation, path, plan, parts, parameters)
+        record = with_path(decision, observation, path, plan, parts, parameters)
         record = record.extended(
             meta={
                 "chunk_index": chunk,
@@ -227,8 +242,27 @@ class PolicyLoop:
                 "timings_ns": {**record.meta["timings_ns"], **stages},
             }
         )
+        self._reserve.saw(record.meta["timings_ns"])
         self._report.chunk(record.meta, plan)
         self._outlets.record(record)
+
+    def _continued(
+        self, observation: Observation, parameters: PolicyParameters
+    ) -> RunningChunk | None:
+        """The running chunk, where it is continued."""
+        if not parameters.real_time_chunking:
+            return None
+        with self._changed:
+            return self._running.at(observation.stamp_ns)
+
+    def _deadline(
+        self, parts: Parts, parameters: PolicyParameters, began_ns: int
+    ) -> Deadline | None:
+        if parts.pace is None:
+            return None
+        return self._reserve.deadline(
+            parts.pace, start_ns=began_ns, longest_s=parameters.deadline_s
+        )
 
     def _publish(
         self, decision: Decision, observation: Observation, parameters: PolicyParameters
@@ -257,6 +291,7 @@ class PolicyLoop:
 
     def _hold(self) -> None:
         """Send a running path to rest; called with the lock held."""
+        self._running.forget()
         if self._check_clock():
             return
         effective_ns = self._now_ns() + round(self._parameters.lead_s * 1e9)
@@ -283,6 +318,7 @@ class PolicyLoop:
             self._since_ns = max(self._since_ns, commanded.end_ns + step_ns)
         self._tried_ns = _NEVER_NS
         self._controller.reset()
+        self._running.forget()
         self._assembler.clear()
         reason = (
             f"the clock must not be set while the arm moves: it was, by {step_ns * 1e-9:.3f} s. "
@@ -295,40 +331,8 @@ class PolicyLoop:
     def _restart_numbers(self) -> None:
         self._chunk = 0
         self._numbering += 1
+        self._running.forget()
 
-
-def _extended(
-    decision: Decision,
-    observation: Observation,
-    path: JointPath,
-    plan: PlanReport,
-    parts: Parts,
-    parameters: PolicyParameters,
-) -> DecisionRecord:
-    """The policy's record with what became of the chunk."""
-    robot, limits = observation.robot, plan.limits
-    return decision.record.extended(
-        tensors={
-            "robot_position": robot.position,
-            "robot_velocity": robot.velocity,
-            "robot_gripper": np.array([robot.gripper, robot.gripper_effort]),
-            "points": plan.points,
-            "path_times_s": path.times_s,
-            "path_positions": path.positions,
-            "path_velocities": path.velocities,
-            "tracking_error_rad": plan.tracking_error_rad,
-            "limit_velocity": limits.velocity,
-            "limit_acceleration": limits.acceleration,
-            "limit_position_excess_rad": limits.position_excess_rad,
-        },
-        meta={
-            "execute_steps": parameters.execute_steps,
-            "robot": parts.robot.name,
-            "joints": list(parts.robot.path_joints),
-            "points_skipped": plan.skipped,
-            "shaped": plan.shaped,
-            "over_limits": limits.exceeded,
-            "package": qsteer_ros.__version__,
-            "hashes": {**decision.record.meta["hashes"], "robot": parts.robot.hash},
-        },
-    )
+    def _forget_running(self) -> None:
+        with self._changed:
+            self._running.forget()

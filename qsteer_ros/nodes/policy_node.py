@@ -21,7 +21,7 @@ is not taken over. When the system clock is set, the arm runs to rest before it 
 
 A parameter change that does not go together with what is loaded is refused with the reason and
 changes nothing; one that is accepted takes effect at the next chunk. A critic is loaded and
-checked while chunks go on.
+checked, and what a decision costs is measured, while chunks go on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
 from qsteer_ros.errors import ConfigError, DataError, QsteerError
-from qsteer_ros.nodes import messages, policy_parts
+from qsteer_ros.nodes import messages, policy_pace, policy_parts
 from qsteer_ros.nodes.clock_steps import ClockSteps
 from qsteer_ros.nodes.executors import ServiceThreadExecutor
 from qsteer_ros.nodes.lifecycle import told
@@ -102,7 +102,8 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
         torch.set_num_threads(self._settings.num_threads)
         try:
             parts = policy_parts.load(self._settings)
-            warm_ms = policy_parts.warm_up(parts)
+            warm_ms = policy_pace.warm_up(parts)
+            parts = policy_pace.paced(parts, self._settings)
         except QsteerError as error:
             self.get_logger().error(str(error))
             return Transition.FAILURE
@@ -236,7 +237,9 @@ class PolicyNode(LifecycleNode):  # type: ignore[misc]
             parts = self._parts
             if parts is not None:
                 self._refuse_fixed(changes)
-                parts = policy_parts.revise(parts, self._settings, after)
+                before = (parts, self._settings)
+                parts = policy_parts.revise(*before, after)
+                parts = policy_pace.paced(parts, after, before=before)
         except QsteerError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._judged = (after, parts)

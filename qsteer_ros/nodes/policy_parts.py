@@ -1,26 +1,38 @@
-"""What a configured policy node is made of: loaded, held against each other, warmed up."""
+"""What a configured policy node is made of: loaded and held against each other."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import Sampler
 from qsteer_ros.motion.decoder import ActionDecoder, make_decoder
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
+from qsteer_ros.policies.calibrated import calibrated
 from qsteer_ros.policies.encoder import Encoder
 from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.policies.running import check_overlap
 from qsteer_ros.policies.steered import SteeredPolicy
-from qsteer_ros.types import Observation, RobotState
+from qsteer_ros.steering.settings import SteeringSettings
+from qsteer_ros.step_costs import StepCosts
+
+
+@dataclass(frozen=True, eq=False)
+class Pace:
+    """What a decision costs, for its deadline.
+
+    Attributes:
+        costs: Of its denoising steps; brought up to date by every chunk.
+        after_ns: From the denoised chunk to the decision, unguided twin included.
+    """
+
+    costs: StepCosts
+    after_ns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +44,14 @@ class Parts:
         decoder: From chunks to joint points.
         sizes: Camera name -> (height, width) that the encoder needs.
         steered: Encoder, policy and critic.
+        pace: What its decisions cost; None where nobody has to know.
     """
 
     robot: RobotFile
     decoder: ActionDecoder
     sizes: dict[str, tuple[int, int]]
     steered: SteeredPolicy
+    pace: Pace | None = None
 
 
 def load(parameters: PolicyParameters) -> Parts:
@@ -53,12 +67,13 @@ def load(parameters: PolicyParameters) -> Parts:
     encoder = Encoder.load(resources.find(parameters.encoder), robot, device=device)
     policy = FlowPolicy.load(resources.find(parameters.policy), device=device)
     policy.interface.check_robot(robot, mine=f"policy '{parameters.policy}'")
+    critic = _critic(parameters)
     steered = SteeredPolicy(
         encoder,
         policy,
-        _critic(parameters),
-        parameters.steering_settings(),
-        sampler=Sampler(parameters.denoising_steps),
+        critic,
+        _settings(parameters, critic, policy),
+        sampler=parameters.sampler(),
         device=device,
     )
     _check_horizon(parameters, steered)
@@ -69,7 +84,8 @@ def revise(parts: Parts, before: PolicyParameters, after: PolicyParameters) -> P
     """The parts after a change of parameters; only a changed critic is loaded.
 
     Raises:
-        ConfigError: They do not go together; ``parts`` still work.
+        ConfigError: They do not go together, or the critic is not calibrated and has to be;
+            ``parts`` still work.
         DataError: The new critic is damaged; ``parts`` still work.
     """
     steered = parts.steered
@@ -78,33 +94,11 @@ def revise(parts: Parts, before: PolicyParameters, after: PolicyParameters) -> P
     steered = replace(
         steered,
         critic=critic,
-        settings=after.steering_settings(),
-        sampler=Sampler(after.denoising_steps),
+        settings=_settings(after, critic, steered.policy),
+        sampler=after.sampler(),
     )
     _check_horizon(after, steered)
     return replace(parts, steered=steered)
-
-
-def warm_up(parts: Parts, *, least: int = 5, most: int = 30) -> float:
-    """Decide on an empty scene until the time it takes is steady.
-
-    Steady means that the last five decisions differ by less than half of their median.
-
-    Returns:
-        Median of the last five, ms.
-    """
-    joints = np.zeros(len(parts.robot.joints))
-    images = {name: np.zeros((*size, 3), dtype=np.uint8) for name, size in parts.sizes.items()}
-    observation = Observation(0, images, RobotState(0, joints, joints, 0.0))
-    taken_ms: list[float] = []
-    for seed in range(most):
-        start_ns = time.perf_counter_ns()
-        parts.steered.decide(observation, seed=seed)
-        taken_ms.append((time.perf_counter_ns() - start_ns) * 1e-6)
-        last = taken_ms[-5:]
-        if len(taken_ms) >= least and max(last) - min(last) < 0.5 * statistics.median(last):
-            break
-    return statistics.median(taken_ms[-5:])
 
 
 def _device(name: str) -> torch.device:
@@ -122,6 +116,19 @@ def _critic(parameters: PolicyParameters) -> Critic | None:
     return Critic.load(resources.find(parameters.critic), device=_device(parameters.device))
 
 
+def _settings(
+    parameters: PolicyParameters, critic: Critic | None, policy: FlowPolicy
+) -> SteeringSettings:
+    """The steering that is chosen, with what only the critic's calibration knows."""
+    return calibrated(
+        parameters.steering_settings(),
+        parameters.critic,
+        critic,
+        policy,
+        weight=parameters.guidance == "calibrated",
+    )
+
+
 def _check_horizon(parameters: PolicyParameters, steered: SteeredPolicy) -> None:
     horizon = steered.policy.horizon
     if parameters.execute_steps > horizon:
@@ -129,3 +136,5 @@ def _check_horizon(parameters: PolicyParameters, steered: SteeredPolicy) -> None
             f"parameter 'execute_steps' must be at most {horizon}, the actions in a chunk of "
             f"'{parameters.policy}': got {parameters.execute_steps}."
         )
+    if parameters.real_time_chunking:
+        check_overlap(execute_steps=parameters.execute_steps, horizon=horizon)

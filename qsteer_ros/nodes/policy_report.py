@@ -11,12 +11,30 @@ import numpy as np
 
 from qsteer_ros.motion.controller import PlanReport
 from qsteer_ros.nodes.messages import ERROR, OK, STALE, WARN
+from qsteer_ros.steering.settings import FIELD_MODES
 
 #: Chunks over which means and latencies are taken.
 WINDOW = 100
 #: Guidance below this part of the velocity does nothing; above this one it replaces the policy.
 LEAST_RATIO, MOST_RATIO = 0.002, 1.0
-GUIDED = ("qgf", "qpilots_u", "random_matched")
+#: Modes that mean to bend the field; ``zero`` only says what it would have done.
+GUIDED = tuple(mode for mode in FIELD_MODES if mode != "zero")
+#: Share of recent chunks that may lose guidance or steps to the deadline; of how many at least.
+MOST_SHORTENED, FEWEST = 0.1, 10
+#: Chunks that the deadline changed, counted.
+SHORTENED = ("guidance_dropped", "steps_dropped", "deadlines_missed")
+#: What is averaged over recent chunks, where a record has it.
+MEANS = (
+    "ratio",
+    "cosine",
+    "delta_q",
+    "q_after",
+    "q_spread",
+    "clipped_share",
+    "clipped_by_steering",
+    "clipped_by_policy",
+    "displacement",
+)
 
 
 class PolicyReport:
@@ -44,13 +62,20 @@ class PolicyReport:
     def chunk(self, meta: Mapping[str, Any], plan: PlanReport) -> None:
         """A chunk was published."""
         with self._lock:
+            if meta["mode"] != self._mode:  # another mode's numbers say nothing about this one
+                self._recent.clear()
             self._mode = str(meta["mode"])
             self._counts["chunks"] += 1
             self._counts["shaped"] += plan.shaped
             self._counts["over_limits"] += plan.limits.exceeded
-            for name in ("ratio", "cosine", "delta_q", "q_after", "q_spread", "clipped_share"):
+            for name in MEANS:
                 if meta.get(name) is not None:
                     self._note(name, meta[name])
+            self._note_strength(meta)
+            self._note_deadline(meta.get("deadline"))
+            if "running" in meta:
+                self._counts["continued"] += 1
+                self._note("committed", meta["running"]["committed"])
             self._note("latency_ms", meta["latency_ms"])
             for stage in ("assemble", "total", "plan"):
                 self._note(f"{stage}_ms", meta["timings_ns"][stage] * 1e-6)
@@ -87,7 +112,8 @@ class PolicyReport:
         with self._lock:
             values: dict[str, Any] = {"state": state, "mode": self._mode}
             values |= {n: self._counts[n] for n in ("chunks", "refused", "holds")}
-            values |= {n: self._counts[n] for n in ("shaped", "over_limits")}
+            values |= {n: self._counts[n] for n in ("shaped", "over_limits", "continued")}
+            values |= {n: self._counts[n] for n in SHORTENED}
             for name, recent in sorted(self._recent.items()):
                 values[f"{name}_mean"] = float(np.mean(recent))
                 if name in ("latency_ms", "total_ms", "tracking_error_rad"):
@@ -102,6 +128,29 @@ class PolicyReport:
     def _note(self, name: str, value: float) -> None:
         self._recent.setdefault(name, deque(maxlen=WINDOW)).append(float(value))
 
+    def _note_strength(self, meta: Mapping[str, Any]) -> None:
+        """How much of the policy's velocity is the critic's.
+
+        That is the ratio, where nothing but the critic guides; for ``noisy_gradient`` it is its
+        weight, the critic's share by definition: its guidance is long near the noise at any.
+        """
+        steering = meta.get("steering", {})
+        if meta["mode"] == "noisy_gradient" and not steering.get("ratio"):
+            self._note("strength", steering.get("weight", 0.0))
+        elif meta["mode"] in GUIDED and meta.get("ratio") is not None and "running" not in meta:
+            self._note("strength", meta["ratio"])
+
+    def _note_deadline(self, deadline: Mapping[str, Any] | None) -> None:
+        if deadline is None:
+            return
+        dropped = deadline["guidance"] == "dropped"
+        fewer = len(deadline["path"]) - 1 < deadline["planned_steps"]
+        self._counts["guidance_dropped"] += dropped
+        self._counts["steps_dropped"] += fewer
+        self._counts["deadlines_missed"] += not deadline["met"]
+        self._note("shortened", float(dropped or fewer))
+        self._note("left_ms", deadline["left_ns"] * 1e-6)
+
     def _judge(self, state: str) -> tuple[bytes, str]:
         if self._failure:
             return ERROR, self._failure
@@ -111,17 +160,28 @@ class PolicyReport:
             return STALE, self._stale
         if self._counts["refused"] > self._refused_before:
             return ERROR if self._serious else WARN, self._reason
-        ratio = self._recent.get("ratio")
-        if self._mode in GUIDED and ratio:
-            mean = float(np.mean(ratio))
-            if mean < LEAST_RATIO:
-                return WARN, (
-                    f"steering has no effect: guidance is {mean:.2g} of the velocity. Raise "
-                    "'guidance_weight', or check the critic."
-                )
-            if mean > MOST_RATIO:
-                return WARN, (
-                    f"steering replaces the policy: guidance is {mean:.2g} of the velocity. Lower "
-                    "'guidance_weight' or 'max_ratio'."
-                )
-        return OK, f"active, {self._counts['chunks']} chunks"
+        return self._judge_steering() or (OK, f"active, {self._counts['chunks']} chunks")
+
+    def _judge_steering(self) -> tuple[bytes, str] | None:
+        """What is wrong with how chunks come about; None: nothing."""
+        shortened = self._recent.get("shortened", ())
+        if len(shortened) >= FEWEST and np.mean(shortened) > MOST_SHORTENED:
+            return WARN, (
+                f"{sum(shortened):.0f} of the last {len(shortened)} chunks lost guidance or steps "
+                "to the deadline. Raise 'deadline_s', or lower 'denoising_steps' or "
+                "'compare_rate', or choose a cheaper 'steering'."
+            )
+        if self._mode not in GUIDED:
+            return None
+        ratio, strength = self._recent.get("ratio"), self._recent.get("strength")
+        if ratio and (mean := float(np.mean(ratio))) < LEAST_RATIO:
+            return WARN, (
+                f"steering has no effect: guidance is {mean:.2g} of the velocity. Raise "
+                "'guidance_weight' or 'guidance_ratio', or check the critic."
+            )
+        if strength and (mean := float(np.mean(strength))) > MOST_RATIO:
+            return WARN, (
+                f"steering replaces the policy: guidance is {mean:.2g} of the velocity. Lower "
+                "'guidance_weight', 'guidance_ratio' or 'max_ratio'."
+            )
+        return None

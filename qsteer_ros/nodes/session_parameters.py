@@ -7,7 +7,9 @@ from typing import Any
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.nodes.parameters import param
-from qsteer_ros.replay.arms import arm_parameters
+from qsteer_ros.replay.arms import WEIGHTS, arm_parameters
+
+MOST = (0.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,26 @@ class SessionParameters:
     wall_factor: float = param(
         20.0, "Time limit of an episode in multiples of 'timeout_s'.", bounds=(1.0, 1000.0)
     )
-    qgf_weight: float = param(0.04, "Guidance weight of arm qgf.", bounds=(0.0, 100.0))
-    qpilots_u_weight: float = param(0.15, "Guidance weight of qpilots_u.", bounds=(0.0, 100.0))
-    zero_weight: float = param(0.04, "Guidance weight of arm zero.", bounds=(0.0, 100.0))
+    zero_weight: float = param(WEIGHTS["zero"], "Guidance weight of arm zero.", bounds=MOST)
     random_matched_weight: float = param(
-        0.04, "Guidance weight of random_matched.", bounds=(0.0, 100.0)
+        WEIGHTS["random_matched"], "Guidance weight of arm random_matched.", bounds=MOST
+    )
+    qgf_weight: float = param(WEIGHTS["qgf"], "Guidance weight of arm qgf.", bounds=MOST)
+    qgf_jacobian_weight: float = param(
+        WEIGHTS["qgf_jacobian"], "Guidance weight of arm qgf_jacobian.", bounds=MOST
+    )
+    qpilots_u_weight: float = param(
+        WEIGHTS["qpilots_u"], "Guidance weight of arm qpilots_u.", bounds=MOST
+    )
+    qpilots_m_weight: float = param(
+        WEIGHTS["qpilots_m"], "Guidance weight of arm qpilots_m.", bounds=MOST
+    )
+    noisy_gradient_weight: float = param(
+        WEIGHTS["noisy_gradient"], "Guidance weight of arm noisy_gradient.", bounds=MOST
+    )
+    bptt_weight: float = param(WEIGHTS["bptt"], "Guidance weight of arm bptt.", bounds=MOST)
+    gradient_step_weight: float = param(
+        WEIGHTS["gradient_step"], "Length of a step of arm gradient_step.", bounds=MOST
     )
     num_samples: int = param(16, "Candidates of arm best_of_n.", bounds=(1, 4096))
     critics: tuple[str, ...] = param(
@@ -47,12 +64,7 @@ class SessionParameters:
 
     def arm(self, label: str) -> dict[str, Any]:
         """Policy parameters of an arm."""
-        weights = {
-            "qgf": self.qgf_weight,
-            "qpilots_u": self.qpilots_u_weight,
-            "zero": self.zero_weight,
-            "random_matched": self.random_matched_weight,
-        }
+        weights = {mode: getattr(self, f"{mode}_weight") for mode in WEIGHTS}
         return arm_parameters(label, weights=weights, num_samples=self.num_samples)
 
     def critic(self, goal: int) -> str:

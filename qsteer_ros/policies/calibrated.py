@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from qsteer_ros import resources
 from qsteer_ros.critics.calibration import Calibration, ModeCalibration
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
@@ -38,7 +39,7 @@ def calibrated(
 
     Args:
         settings: The user's choice.
-        folder: The critic's checkpoint.
+        folder: The critic's checkpoint; looked at only where something is needed from it.
         critic: Loaded from it; None leaves the settings alone.
         policy: What is steered.
         weight: Take the mode's weight from the calibration too, instead of weight or ratio; modes
@@ -53,7 +54,7 @@ def calibrated(
     weight = weight and settings.mode in FIELD_MODES
     if critic is None or not (tilted or weight):
         return settings
-    found = Calibration.load(folder, critic=critic.hash, policy=policy.hash)
+    found = Calibration.load(resources.find(folder), critic=critic.hash, policy=policy.hash)
     if tilted:
         values = found.statistics(settings.reduction, rho=settings.rho)
         settings = replace(settings, tilt_mean=values.q_mean, tilt_std=values.q_std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.steering.guide import Rule
 from qsteer_ros.steering.rtc import rtc, shifted
+
+LATENCIES = 10
+"""Chunks whose latencies are remembered: the largest of them is expected of the next one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +67,112 @@ def continuation(running: RunningChunk, *, like: Tensor) -> Rule:
         committed=running.committed,
         overlap=len(running.chunk) - running.elapsed,
     )
+
+
+def check_overlap(*, execute_steps: int, horizon: int) -> None:
+    """Refuse real-time chunking where no action of a chunk would be left to continue.
+
+    Args:
+        execute_steps: Actions of a chunk that are executed before the next observation.
+        horizon: H, actions of a chunk.
+
+    Raises:
+        ConfigError: All of them are.
+    """
+    if execute_steps >= horizon:
+        raise ConfigError(
+            "real-time chunking needs chunks that overlap: 'execute_steps' must be below the "
+            f"{horizon} actions in a chunk, got {execute_steps}. Lower it, or turn real-time "
+            "chunking off."
+        )
+
+
+def running_chunk(
+    chunk: NDArray[np.float32], *, age_ns: int, latency_ns: int, control_dt_ns: int
+) -> RunningChunk | None:
+    """What the next decision continues.
+
+    Args:
+        chunk: Published last, normalised, (H, A).
+        age_ns: From the stamp of its observation to that of the next one.
+        latency_ns: Expected from the next observation's stamp to the moment its path takes effect.
+        control_dt_ns: Control period.
+
+    Returns:
+        The running chunk; ``elapsed`` is the age in control steps, rounded to the nearest,
+        ``committed`` the latency in control steps, rounded up, but at most what the running chunk
+        still has. None when nothing of it is left, or when the next observation is none.
+    """
+    elapsed = (2 * age_ns + control_dt_ns) // (2 * control_dt_ns)
+    if not 1 <= elapsed < len(chunk):
+        return None
+    expected = -(-max(latency_ns, 0) // control_dt_ns)
+    return RunningChunk(chunk, elapsed, min(expected, len(chunk) - elapsed))
+
+
+def seam_jump(
+    running: RunningChunk, chunk: NDArray[np.float32], *, latency_ns: int, control_dt_ns: int
+) -> float | None:
+    """How far a new chunk departs from the running one where it takes over.
+
+    Args:
+        running: The chunk that was being executed.
+        chunk: The next one, normalised, (H, A).
+        latency_ns: From the next one's observation to the moment its path takes effect.
+        control_dt_ns: Control period.
+
+    Returns:
+        The largest difference between two actions that are due at the same time, normalised, over
+        the actions that both chunks have and that the new one can still change, at least in part;
+        None where there is none.
+    """
+    first, overlap = latency_ns // control_dt_ns, len(running.chunk) - running.elapsed
+    if first >= overlap:
+        return None
+    old = running.chunk[running.elapsed + first :]
+    return float(np.abs(chunk[first:overlap] - old).max())
+
+
+class RunningMemory:
+    """The chunk that was published last, and how long the last ones took to take effect.
+
+    Args:
+        control_dt_ns: Control period.
+    """
+
+    def __init__(self, control_dt_ns: int) -> None:
+        self._control_dt_ns = control_dt_ns
+        self._latencies_ns: deque[int] = deque(maxlen=LATENCIES)
+        self._last: tuple[NDArray[np.float32], int] | None = None
+
+    def published(self, chunk: NDArray[np.float32], *, stamp_ns: int, effective_ns: int) -> None:
+        """Remember a chunk.
+
+        Args:
+            chunk: Normalised, (H, A).
+            stamp_ns: Of its observation.
+            effective_ns: When its path takes effect.
+        """
+        self._last = (chunk, stamp_ns)
+        self._latencies_ns.append(effective_ns - stamp_ns)
+
+    def forget(self) -> None:
+        """Nothing known is running any more; what is expected of latencies stays."""
+        self._last = None
+
+    def clear(self) -> None:
+        """Forget the latencies too."""
+        self._last = None
+        self._latencies_ns.clear()
+
+    def at(self, stamp_ns: int) -> RunningChunk | None:
+        """What a decision on an observation with this stamp continues; None: nothing."""
+        if self._last is None:
+            return None
+        chunk, before_ns = self._last
+        return running_chunk(
+            chunk,
+            age_ns=stamp_ns - before_ns,
+            latency_ns=max(self._latencies_ns),
+            control_dt_ns=self._control_dt_ns,
+        )

@@ -75,7 +75,7 @@ class FakePolicy(LifecycleNode):
         self.log: list[str] = []
         for name, value in {
             "robot": "", "encoder": "", "policy": "", "critic": "", "steering": "off",
-            "guidance_weight": 0.0, "num_samples": 16, "seed": 0,
+            "guidance": "weight", "guidance_weight": 0.0, "num_samples": 16, "seed": 0,
         }.items():  # fmt: skip
             self.declare_parameter(name, value)
         self.add_on_set_parameters_callback(self._on_parameters)

@@ -38,15 +38,17 @@ class FakeSteered:
     """Sends the tool along x; what it is asked and how long it takes is the test's."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.continued, self.deadlines = [], [], []
         self.chunk = np.tile(np.float32([0.5, 0, 0, 0, 0]), (5, 1))
         self.gate = threading.Event()
         self.gate.set()
         self.error = None
         self.settings = SimpleNamespace(mode="qgf")
 
-    def decide(self, observation, *, seed):
+    def decide(self, observation, *, seed, running=None, deadline=None):
         self.asked.append((observation.stamp_ns, seed))
+        self.continued.append(running)
+        self.deadlines.append(deadline)
         assert self.gate.wait(WAIT_S)
         if self.error is not None:
             raise self.error
