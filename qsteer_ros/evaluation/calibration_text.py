@@ -84,6 +84,7 @@ def _mode_table(mode: str, entry: ModeCalibration) -> Sequence[str]:
         mark = ">" if p.weight == entry.weight else " "
         rows.append(
             f"  {mark} {p.weight:8.4g}  {p.ratio:8.3g}  {p.delta_q:+9.4g}"
-            f"  {p.delta_q_error:10.2g}  {p.improved:8.1%}  {p.clipped:7.2%}  {p.displacement:12.4f}"
+            f"  {p.delta_q_error:10.2g}  {p.improved:8.1%}  {p.clipped:7.2%}"
+            f"  {p.displacement:12.4f}"
         )
     return rows
