@@ -256,7 +256,7 @@ def test_a_step_of_one_evaluation_says_nothing_of_one_of_two(integrator: str, wi
     work = machine()
     costs = work.costs(sampler)
     before = list(costs.frozen)
-    for _ in range(8):
+    for _ in range(16):
         _, record = work.run(sampler, within, costs)
         assert (record.steps, record.spent_ns) == (1, 10)
     assert costs.frozen == before
