@@ -182,14 +182,16 @@ def _add_evaluate(verbs: Verbs) -> None:
     parser.add_argument(
         "--arms",
         default="off,best_of_n,qgf,qpilots_u",
-        help="modes, as mode or mode:weight (best_of_n:16), separated by commas",
+        help="modes, as mode or mode:number (qgf:0.05, best_of_n:16), separated by commas",
     )
     parser.add_argument("--goals", default="1", help="numbers separated by commas")
     for option, default, meaning in (
         ("episodes", 25, "per arm and goal"),
         ("seed", 0, "of the first initial state"),
         ("max-steps", 200, "control steps of 50 ms"),
-        ("denoising-steps", 10, "Euler steps from noise to chunk"),
+        ("denoising-steps", 10, "from noise to chunk"),
+        ("integrator", "euler", "or midpoint, heun"),
+        ("time-power", 1.0, "of the schedule of flow times"),
         ("execute-steps", 5, "actions of a chunk before the next one is decided"),
         ("latency-ms", 60.0, "from observation to command"),
         ("camera-shift-m", 0.0, "front camera moved sideways"),
@@ -205,6 +207,19 @@ def _add_evaluate(verbs: Verbs) -> None:
     parser.add_argument("--true-pose", action="store_true", help="cube pose from the simulator")
     parser.add_argument("--no-latency", action="store_true", help="commands take effect at once")
     parser.add_argument("--native", action="store_true", help="no decoder and no follower")
+    parser.add_argument("--rtc", action="store_true", help="continue the running chunk")
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="arms without a number take the weight that qsteer calibrate found",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other steering setting for all arms, such as reduction=mean",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON report")
     parser.set_defaults(run=_evaluate)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 if find_spec("mujoco") is None or find_spec("ogbench") is None:
     pytest.skip("needs the simulator's packages", allow_module_level=True)
@@ -17,7 +16,6 @@ from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.evaluation.evaluate import (
-    DEFAULT_WEIGHTS,
     EvaluationSettings,
     evaluate,
     from_options,
@@ -32,6 +30,7 @@ from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.policies.encoder import Encoder
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
+from qsteer_ros.replay.arms import WEIGHTS
 from qsteer_ros.sim.world import World
 
 ROBOT = RobotFile.load("robot_ur5e_sim.yaml")
@@ -103,7 +102,7 @@ def test_an_episode_stops_when_time_is_up(world, parts) -> None:
 
 
 def test_arms_have_tuned_weights_unless_they_name_one() -> None:
-    assert parse_arm("qgf").weight == DEFAULT_WEIGHTS["qgf"]
+    assert parse_arm("qgf").weight == WEIGHTS["qgf"]
     assert parse_arm("qgf:0.01").weight == 0.01
     assert parse_arm("best_of_n:4").num_samples == 4
     assert parse_arm("off").weight == 0.0
@@ -137,9 +136,3 @@ def test_options_become_settings() -> None:
         from_options({**options, "goals": "one"})
     with pytest.raises(ConfigError, match="'episodes' must be at least 1: got 0"):
         EvaluationSettings(episodes=0)
-
-
-def test_a_session_and_an_evaluation_steer_with_the_same_weights() -> None:
-    text = resources.find("session.yaml").read_text()
-    parameters = yaml.safe_load(text)["/**"]["ros__parameters"]
-    assert {mode: parameters[f"{mode}_weight"] for mode in DEFAULT_WEIGHTS} == DEFAULT_WEIGHTS

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.evaluation.assignments import steering_values
 from qsteer_ros.evaluation.rollout import EpisodeResult, Links, Rollout
 from qsteer_ros.evaluation.statistics import wilson_interval
 from qsteer_ros.flow import Sampler
 from qsteer_ros.replay.arms import arm_parameters
 from qsteer_ros.steering.settings import SteeringSettings
 
-DEFAULT_WEIGHTS = {"zero": 0.04, "random_matched": 0.04, "qgf": 0.04, "qpilots_u": 0.15}
-"""Weight of each mode when an arm names none, found on the shipped checkpoints."""
+FROM_LABELS = ("mode", "weight")
+"""Steering settings that an arm's label gives."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class EvaluationSettings:
         encoder: Checkpoint folder.
         policy: Checkpoint folder.
         critic: Checkpoint folder; ``{goal}`` in it becomes the goal's number.
-        denoising_steps: Euler steps from noise to chunk.
+        denoising_steps: Steps from noise to chunk.
+        integrator: How one is taken, see `flow.Sampler`.
+        time_power: Of the schedule of flow times.
+        steering: Further fields of `SteeringSettings`, for all arms.
+        calibrated: Arms without a number take the weight of the critic's calibration.
+        rtc: Continue the running chunk by real-time chunking.
         execute_steps: Actions of a chunk executed before the next one is decided.
         latency_ms: From the stamp of an observation to the moment its path takes effect.
         true_pose: Take the cube's pose from the simulator instead of the encoder.
@@ -61,6 +67,11 @@ class EvaluationSettings:
     policy: str = "checkpoints/policy"
     critic: str = "checkpoints/critic_goal{goal}"
     denoising_steps: int = 10
+    integrator: str = "euler"
+    time_power: float = 1.0
+    steering: Mapping[str, Any] = field(default_factory=dict)
+    calibrated: bool = False
+    rtc: bool = False
     execute_steps: int = 5
     latency_ms: float = 60.0
     true_pose: bool = False
@@ -80,21 +91,37 @@ class EvaluationSettings:
             )
         if not self.arms or not self.goals:
             raise ConfigError("an evaluation needs at least one arm and one goal: got none.")
+        _ = self.sampler
         for arm in self.arms:
-            parse_arm(arm)
+            parse_arm(arm, self.steering)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the field is integrated."""
+        return Sampler(
+            self.denoising_steps, integrator=self.integrator, time_power=self.time_power
+        )
 
 
-def parse_arm(arm: str) -> SteeringSettings:
+def parse_arm(arm: str, others: Mapping[str, Any] | None = None) -> SteeringSettings:
     """The steering settings that an arm's label stands for.
 
+    Args:
+        arm: The label.
+        others: Further fields; the number in a label of ``best_of_n`` goes before
+            ``num_samples``.
+
     Raises:
-        ConfigError: The mode is unknown or its number is none.
+        ConfigError: The mode is unknown, its number is none, or a value is out of range.
     """
-    values = arm_parameters(arm, weights=DEFAULT_WEIGHTS, num_samples=16)
+    others = dict(others or {})
+    candidates = int(others.pop("num_samples", SteeringSettings.num_samples))
+    values = arm_parameters(arm, num_samples=candidates)
     return SteeringSettings(
         mode=str(values["steering"]),
         weight=float(values["guidance_weight"]),
         num_samples=int(values["num_samples"]),
+        **others,
     )
 
 
@@ -107,7 +134,8 @@ def evaluate(settings: EvaluationSettings, out: Path | None = None) -> dict[str,
 
     Returns:
         ``settings``, one ``summary`` per arm and goal (successes, rate, its 95 % interval after
-        Wilson, mean steps, mean guidance ratio, median cube error) and every episode.
+        Wilson, mean steps, mean guidance ratio, mean seam jump, median cube error) and every
+        episode.
 
     Raises:
         ConfigError: A checkpoint is missing or does not fit the robot.
@@ -143,12 +171,15 @@ def evaluate(settings: EvaluationSettings, out: Path | None = None) -> dict[str,
 
 def table(report: dict[str, Any]) -> str:
     """The summary as text, one line per arm and goal."""
-    lines = [f"{'goal':4}  {'arm':20}  {'success':>9}  {'95 % interval':>15}  {'steps':>5}  ratio"]
+    head = f"{'goal':4}  {'arm':20}  {'success':>9}  {'95 % interval':>15}  {'steps':>5}  ratio"
+    jumps = any(row["seam_jump"] is not None for row in report["summary"])
+    lines = [f"{head}  seam" if jumps else head]
     for row in report["summary"]:
         low, high = row["interval"]
         lines.append(
             f"{row['goal']:4}  {row['arm']:20}  {row['successes']:4}/{row['episodes']:<4}  "
             f"{low:6.0%} to {high:5.0%}  {row['mean_steps']:5.0f}  {row['mean_ratio']:.3f}"
+            + (f"  {row['seam_jump']:.3f}" if row["seam_jump"] is not None else "")
         )
     return "\n".join(lines)
 
@@ -156,6 +187,7 @@ def table(report: dict[str, Any]) -> str:
 def _summary(arm: str, goal: int, rows: Sequence[EpisodeResult]) -> dict[str, Any]:
     successes = sum(row.success for row in rows)
     low, high = wilson_interval(successes, len(rows))
+    jumps = [row.seam_jump for row in rows if row.seam_jump is not None]
     return {
         "arm": arm,
         "goal": goal,
@@ -166,6 +198,7 @@ def _summary(arm: str, goal: int, rows: Sequence[EpisodeResult]) -> dict[str, An
         "mean_steps": float(np.mean([row.steps for row in rows])),
         "mean_ratio": float(np.mean([row.ratio for row in rows])),
         "refused_chunks": sum(row.refused for row in rows),
+        "seam_jump": float(np.mean(jumps)) if jumps else None,
         "median_cube_error_mm": float(np.median([row.cube_error_mm for row in rows])),
     }
 
@@ -198,6 +231,7 @@ class _Runner:
         from qsteer_ros.motion.robot import RobotFile
         from qsteer_ros.policies.encoder import Encoder
         from qsteer_ros.policies.flow_policy import FlowPolicy
+        from qsteer_ros.policies.running import check_overlap
         from qsteer_ros.sim.world import World
 
         torch.set_num_threads(1)
@@ -212,6 +246,10 @@ class _Runner:
         self._critics: dict[int, Any] = {}
         for goal in settings.goals:
             self._critic(goal)
+            for arm in settings.arms:
+                self._steering(arm, goal)
+        if settings.rtc:
+            check_overlap(execute_steps=settings.execute_steps, horizon=self._policy.horizon)
         links = Links(
             true_pose=settings.true_pose,
             latency_ns=round(settings.latency_ms * 1e6),
@@ -228,16 +266,31 @@ class _Runner:
         from qsteer_ros.policies.steered import SteeredPolicy
 
         arm, goal, seed = job
+        settings = self._settings
         policy = SteeredPolicy(
             self._encoder,
             self._policy,
             self._critic(goal),
-            parse_arm(arm),
-            sampler=Sampler(self._settings.denoising_steps),
+            self._steering(arm, goal),
+            sampler=settings.sampler,
         )
         return self._rollout.episode(
-            policy, goal=goal, seed=seed, max_steps=self._settings.max_steps
+            policy, goal=goal, seed=seed, max_steps=settings.max_steps, rtc=settings.rtc
         )
+
+    def _steering(self, arm: str, goal: int) -> SteeringSettings:
+        from qsteer_ros.policies.calibrated import calibrated
+
+        return calibrated(
+            parse_arm(arm, self._settings.steering),
+            self._critic_folder(goal),
+            self._critic(goal),
+            self._policy,
+            weight=self._settings.calibrated and ":" not in arm,
+        )
+
+    def _critic_folder(self, goal: int) -> str:
+        return self._settings.critic.replace("{goal}", str(goal))
 
     def _critic(self, goal: int) -> Any:
         from qsteer_ros.critics.critic import Critic
@@ -245,8 +298,7 @@ class _Runner:
         if all(not parse_arm(arm).needs_critic for arm in self._settings.arms):
             return None
         if goal not in self._critics:
-            path = self._settings.critic.replace("{goal}", str(goal))
-            self._critics[goal] = Critic.load(resources.find(path))
+            self._critics[goal] = Critic.load(resources.find(self._critic_folder(goal)))
         return self._critics[goal]
 
 
@@ -266,7 +318,8 @@ def from_options(options: Mapping[str, Any]) -> EvaluationSettings:
     """Settings from the command line's options; lists are separated by commas.
 
     Raises:
-        ConfigError: A goal is no number, or a value is out of range.
+        ConfigError: A goal is no number, a value is out of range, or an assignment of ``--set``
+            is none.
     """
     values = {e.name: options[e.name] for e in fields(EvaluationSettings) if e.name in options}
     try:
@@ -276,6 +329,7 @@ def from_options(options: Mapping[str, Any]) -> EvaluationSettings:
             f"'goals' must be numbers separated by commas: got '{options['goals']}'."
         ) from error
     values["arms"] = tuple(arm.strip() for arm in options["arms"].split(","))
+    values["steering"] = steering_values(options.get("set", ()), elsewhere=FROM_LABELS)
     if options.get("no_latency"):
         values["latency_ms"] = 0.0
     return EvaluationSettings(**values)

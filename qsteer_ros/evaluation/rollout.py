@@ -22,6 +22,12 @@ from qsteer_ros.motion.controller import ChunkController
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.policies.bookkeeping import chunk_seed
 from qsteer_ros.policies.features import proprioception, teacher_features
+from qsteer_ros.policies.running import (
+    RunningChunk,
+    check_overlap,
+    running_chunk,
+    seam_jump,
+)
 from qsteer_ros.policies.steered import Decision, SteeredPolicy
 from qsteer_ros.replay.images import decode_jpeg, encode_jpeg
 from qsteer_ros.sim.world import CONTROL_DT_NS, PHYSICS_DT_NS, World
@@ -58,8 +64,11 @@ class EpisodeResult:
         steps: Control steps until then, or until time was up.
         chunks: Chunks decided.
         refused: Chunks that the controller or the follower refused.
-        ratio: Mean of ||guidance|| / ||velocity|| over chunks; 0 without guidance.
+        ratio: Mean of ||guidance|| / ||velocity|| over chunks and steps at which the critic was
+            asked; 0 where it never was.
         cube_error_mm: Median distance of the estimated from the true cube.
+        seam_jump: Mean over chunks of how far one departs from the chunk before where it takes
+            over, see `policies.running.seam_jump`; None where no two chunks overlap.
     """
 
     goal: int
@@ -70,6 +79,7 @@ class EpisodeResult:
     refused: int
     ratio: float
     cube_error_mm: float
+    seam_jump: float | None = None
 
 
 class Rollout:
@@ -91,7 +101,13 @@ class Rollout:
         self._links = links
 
     def episode(
-        self, policy: SteeredPolicy, *, goal: int, seed: int, max_steps: int = 200
+        self,
+        policy: SteeredPolicy,
+        *,
+        goal: int,
+        seed: int,
+        max_steps: int = 200,
+        rtc: bool = False,
     ) -> EpisodeResult:
         """Run one episode until success or until ``max_steps`` control steps have passed.
 
@@ -100,26 +116,45 @@ class Rollout:
             goal: Number of the goal.
             seed: Decides the initial state and the noise of every chunk.
             max_steps: Control steps of 50 ms.
+            rtc: Continue the running chunk by real-time chunking.
+
+        Raises:
+            ConfigError: Chunks are to be continued, but do not overlap.
         """
         world, links = self._world, self._links
+        if rtc:
+            check_overlap(
+                execute_steps=self._controller.execute_steps, horizon=policy.policy.horizon
+            )
         world.reset(goal=goal, seed=seed)
         world.scene.move_camera("front", offset_m=np.array(links.camera_shift_m))
         self._controller.reset()
         decisions: list[Decision] = []
+        last: tuple[Decision, int] | None = None  # what is being executed, and its stamp
         errors_mm: list[float] = []
+        jumps: list[float] = []
         refused, step = 0, 0
         while step < max_steps and not world.success:
             observation = self._observe()
-            decision = self._decide(policy, observation, seed=chunk_seed(seed, len(decisions)))
+            running = self._running(last, observation)
+            decision = self._decide(
+                policy,
+                observation,
+                seed=chunk_seed(seed, len(decisions)),
+                running=running if rtc else None,
+            )
             decisions.append(decision)
             errors_mm.append(self._cube_error_mm(decision))
-            last = min(step + self._controller.execute_steps, max_steps)
+            if running is not None and (jump := self._jump(running, decision)) is not None:
+                jumps.append(jump)
+            until = min(step + self._controller.execute_steps, max_steps)
             if links.native:
-                step = self._execute_natively(decision, step, last)
+                accepted, step = True, self._execute_natively(decision, step, until)
             else:
-                accepted, step = self._execute(decision, observation.robot, step, last)
-                refused += not accepted
-        ratios = [ratio for decision in decisions if (ratio := _ratio(decision)) is not None]
+                accepted, step = self._execute(decision, observation.robot, step, until)
+            refused += not accepted
+            last = (decision, observation.stamp_ns) if accepted else None
+        ratios = [r for decision in decisions if (r := decision.record.meta["ratio"]) is not None]
         return EpisodeResult(
             goal=goal,
             seed=seed,
@@ -129,6 +164,33 @@ class Rollout:
             refused=refused,
             ratio=float(np.mean(ratios)) if ratios else 0.0,
             cube_error_mm=float(np.median(errors_mm)) if errors_mm else 0.0,
+            seam_jump=float(np.mean(jumps)) if jumps else None,
+        )
+
+    @property
+    def _latency_ns(self) -> int:
+        """From the stamp of an observation to the moment its path takes effect."""
+        if self._links.native:  # the simulation stands still while a chunk is decided
+            return 0
+        return self._links.latency_ns // PHYSICS_DT_NS * PHYSICS_DT_NS
+
+    def _running(
+        self, last: tuple[Decision, int] | None, observation: Observation
+    ) -> RunningChunk | None:
+        """What is being executed of the last chunk at an observation."""
+        if last is None:
+            return None
+        decision, stamp_ns = last
+        return running_chunk(
+            decision.chunk,
+            age_ns=observation.stamp_ns - stamp_ns,
+            latency_ns=self._latency_ns,
+            control_dt_ns=CONTROL_DT_NS,
+        )
+
+    def _jump(self, running: RunningChunk, decision: Decision) -> float | None:
+        return seam_jump(
+            running, decision.chunk, latency_ns=self._latency_ns, control_dt_ns=CONTROL_DT_NS
         )
 
     def _observe(self) -> Observation:
@@ -142,9 +204,16 @@ class Rollout:
             }
         return Observation(robot.stamp_ns, images, robot)
 
-    def _decide(self, policy: SteeredPolicy, observation: Observation, *, seed: int) -> Decision:
+    def _decide(
+        self,
+        policy: SteeredPolicy,
+        observation: Observation,
+        *,
+        seed: int,
+        running: RunningChunk | None,
+    ) -> Decision:
         if not self._links.true_pose:
-            return policy.decide(observation, seed=seed)
+            return policy.decide(observation, seed=seed, running=running)
         pose = self._world.privileged_cube_pose()
         w, x, y, z = pose[3:]
         yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
@@ -153,7 +222,7 @@ class Rollout:
             pose[None, :3],
             np.array([yaw]),
         )
-        return policy.act(torch.from_numpy(features), seed=seed)
+        return policy.act(torch.from_numpy(features), seed=seed, running=running)
 
     def _cube_error_mm(self, decision: Decision) -> float:
         estimate = decision.record.tensors["features"][19:22] / 10.0 + np.array([0.425, 0.0, 0.0])
@@ -164,9 +233,8 @@ class Rollout:
     ) -> tuple[bool, int]:
         """Plan, wait for the latency, follow; stop at the step that reaches the goal."""
         world = self._world
-        latency_ns = self._links.latency_ns // PHYSICS_DT_NS * PHYSICS_DT_NS
         stamp_ns = robot.stamp_ns
-        due_ns = stamp_ns + latency_ns
+        due_ns = stamp_ns + self._latency_ns
         accepted = True
         try:
             path = self._controller.plan(decision.chunk, robot, stamp_ns, due_ns)
@@ -189,9 +257,3 @@ class Rollout:
             if self._world.success:
                 break
         return step
-
-
-def _ratio(decision: Decision) -> float | None:
-    """Mean of ||guidance|| / ||velocity|| over the steps of one chunk, if there was guidance."""
-    ratios = decision.record.tensors.get("step_ratio")
-    return None if ratios is None or len(ratios) == 0 else float(np.mean(ratios))

@@ -54,8 +54,8 @@ def arm_parameters(
         num_samples: Candidates of ``best_of_n`` when the label has no number.
 
     Returns:
-        ``steering``, ``guidance`` (always ``weight``: what a label says holds), ``guidance_weight``
-        and ``num_samples``.
+        ``steering``, ``guidance`` (always ``weight``: what a label says holds),
+        ``guidance_weight`` and ``num_samples``.
 
     Raises:
         ConfigError: The mode is unknown or the number is none.

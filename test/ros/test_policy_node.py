@@ -300,7 +300,7 @@ def test_parameters_that_do_not_go_together_are_refused(context):
         arm.drive_to("inactive")
         with pytest.raises(ConfigError, match="steering mode 'qgf' needs a critic"):
             arm.set(steering="qgf")
-        with pytest.raises(ConfigError, match=r"'guidance_weight' must be in \[0, 1000\]: got -1.0"):
+        with pytest.raises(ConfigError, match=r"'guidance_weight' must be in \[0, 1000\]: got"):
             arm.set(guidance_weight=-1.0)
         with pytest.raises(ConfigError, match="'execute_steps' must be at most 5"):
             arm.set(execute_steps=6)
