@@ -5,7 +5,9 @@ import pytest
 import torch
 from fields import STEPS, noise, swirl, times, wavy
 
+from qsteer_ros.ensemble import minimum
 from qsteer_ros.flow import denoise, predict_clean
+from qsteer_ros.steering.gradient import slope_at
 from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.trace import Trace
@@ -72,3 +74,32 @@ def test_a_cosine_without_a_direction_is_not_a_number() -> None:
     row = {name: float(rows[0, 0]) for name, rows in trace.arrays().items()}
     assert row["guidance_norm"] == row["ratio"] == 0.0
     assert np.isnan([row["cosine"], row["q"], row["clipped_share"]]).all()
+
+
+def test_steps_at_which_the_critic_was_not_asked_are_empty_rows_in_their_place() -> None:
+    trace, alone = Trace(), Trace()
+    slope = slope_at(wavy, noise(), aggregate=minimum, bounds=None)
+    asked = [False, True, False, True]
+    for step, was_asked in enumerate(asked):
+        velocity = (1.0 + step) * torch.ones(4, 3, 2, dtype=torch.float64)
+        other = slope._replace(value=slope.value + step)
+        trace.record(torch.full((4,), 0.1 * step), velocity, None, other if was_asked else None)
+        if was_asked:
+            alone.record(torch.full((4,), 0.1 * step), velocity, None, other)
+    found, expected = trace.arrays(), alone.arrays()
+    for name in ("q", "q_min", "q_mean", "q_spread", "clipped_share"):
+        np.testing.assert_array_equal(found[name][asked], expected[name])
+        assert np.isnan(found[name][[0, 2]]).all()
+    assert found["velocity_norm"].shape == (4, 4)
+
+
+def test_a_trace_filled_at_once_is_the_one_it_was_filled_from() -> None:
+    recorded, filled = Trace(), Trace()
+    denoise(guide(swirl, qgf(wavy, weight=1), trace=recorded), noise(), denoising_steps=STEPS)
+    filled.fill(recorded.columns().clone())
+    assert len(filled) == len(recorded) == STEPS
+    for name, rows in recorded.arrays().items():
+        np.testing.assert_array_equal(filled.arrays()[name], rows)
+    filled.clear()
+    assert len(filled) == 0
+    assert filled.arrays() == {}

@@ -106,6 +106,8 @@ class Rule:
         idle: True when nothing can ever be added (weight 0): the rule is left out.
         withheld: Compute and report, but do not add.
         held: Actions that are held; the guidance of all other rules is zero in these rows.
+        reseed: Draws what is random in ``push`` anew for the seed of another chunk, into the
+            tensors it is in, for loops that were captured. None: nothing is random.
     """
 
     push: Callable[[Look], Push]
@@ -114,6 +116,7 @@ class Rule:
     idle: bool = False
     withheld: bool = False
     held: Held | None = None
+    reseed: Callable[[int], None] | None = None
 
 
 def guide(

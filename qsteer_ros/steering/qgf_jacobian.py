@@ -71,18 +71,25 @@ def qgf_jacobian(
     """
     check_weight(weight)
     factor = along_flow(coefficient)
-    back = _way_back(jacobian, epsilon, num_samples, perturbation, seed)
+    normal = StepNoise(seed)
+    back = _way_back(jacobian, epsilon, num_samples, perturbation, normal)
 
     def push(look: Look) -> Push:
         slope = slope_at(q, look.clean, aggregate=aggregate, bounds=look.bounds)
         return Push(weight * factor.at(look.tau) * back(look, slope), slope)
 
-    needs_pull = jacobian != "smoothed"
-    return Rule(push, needs_pull=needs_pull, after=factor.after, idle=weight == 0.0)
+    smoothed = jacobian == "smoothed"
+    return Rule(
+        push,
+        needs_pull=not smoothed,
+        after=factor.after,
+        idle=weight == 0.0,
+        reseed=normal.reseed if smoothed else None,
+    )
 
 
 def _way_back(
-    name: str, epsilon: float, num_samples: int, perturbation: float, seed: int
+    name: str, epsilon: float, num_samples: int, perturbation: float, normal: StepNoise
 ) -> WayBack:
     match name:
         case "plain":
@@ -93,12 +100,12 @@ def _way_back(
         case "orthogonal":
             return ways.orthogonal
         case "smoothed":
-            return _smoothed(num_samples, perturbation, seed)
+            return _smoothed(num_samples, perturbation, normal)
         case _:
             raise ConfigError(f"'jacobian' must be one of {', '.join(JACOBIANS)}: got '{name}'.")
 
 
-def _smoothed(num_samples: int, perturbation: float, seed: int) -> WayBack:
+def _smoothed(num_samples: int, perturbation: float, normal: StepNoise) -> WayBack:
     if num_samples < 1:
         raise ConfigError(f"'num_samples' must be at least 1: got {num_samples}.")
     if not (math.isfinite(perturbation) and perturbation >= 0.0):
@@ -106,7 +113,6 @@ def _smoothed(num_samples: int, perturbation: float, seed: int) -> WayBack:
             f"'perturbation' must be finite and at least 0: got {perturbation}. Standard "
             "deviation, in normalised action units."
         )
-    normal = StepNoise(seed)
 
     def back(look: Look, slope: Slope) -> Tensor:
         noisy = look.noisy_chunk

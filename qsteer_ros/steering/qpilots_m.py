@@ -177,7 +177,10 @@ def qpilots_m(
             return Push(match_drift(gradient, look.free(look.velocity), ratio=weight), slope)
         return Push(weight * coefficient("tilt").at(look.tau) * gradient, slope)
 
-    return Rule(push, after=0.0, idle=weight == 0.0)
+    def reseed(seed: int) -> None:
+        draw.reseed(_STREAM + seed)
+
+    return Rule(push, after=0.0, idle=weight == 0.0, reseed=reseed)
 
 
 def _with_held(samples: Tensor, held: Held | None) -> Tensor:

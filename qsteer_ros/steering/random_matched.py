@@ -32,4 +32,9 @@ def random_matched(rule: Rule, *, seed: int) -> Rule:
         direction = normal / norm_per_sample(normal)
         return Push(norm_per_sample(look.free(found.guidance)) * direction, found.slope)
 
-    return replace(rule, push=push)
+    def reseed(seed: int) -> None:
+        directions.reseed(seed)
+        if rule.reseed is not None:
+            rule.reseed(seed)
+
+    return replace(rule, push=push, reseed=reseed)

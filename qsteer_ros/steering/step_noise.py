@@ -25,11 +25,25 @@ class StepNoise:
         """Noise of this shape for this flow time, with the dtype and device of ``like``."""
         key = (tau, torch.Size(shape), like.device, like.dtype)
         if key not in self._drawn:
-            tick = round(tau * 2**20)
-            sequence = np.random.SeedSequence([_STREAM, self._seed, tick])
-            (state,) = sequence.generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state) >> 1)
             with torch.inference_mode(False):
-                normal = torch.randn(shape, generator=generator, dtype=like.dtype)
-                self._drawn[key] = normal.to(like.device)
+                self._drawn[key] = self._draw(tau, shape, like.dtype).to(like.device)
         return self._drawn[key]
+
+    def reseed(self, seed: int) -> None:
+        """Draw what was asked so far anew for another seed, into the tensors it is in.
+
+        For loops that were captured with these tensors. The host does not wait for the device.
+        """
+        self._seed = seed
+        for (tau, shape, device, dtype), kept in self._drawn.items():
+            drawn = self._draw(tau, shape, dtype)
+            if device.type == "cuda":
+                drawn = drawn.pin_memory()  # kept by torch until it has been copied
+            kept.copy_(drawn, non_blocking=True)
+
+    def _draw(self, tau: float, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        tick = round(tau * 2**20)
+        sequence = np.random.SeedSequence([_STREAM, self._seed, tick])
+        (state,) = sequence.generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state) >> 1)
+        return torch.randn(shape, generator=generator, dtype=dtype)

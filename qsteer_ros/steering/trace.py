@@ -35,14 +35,24 @@ class Trace:
 
     def __init__(self) -> None:
         self._steps: list[tuple[Tensor, Tensor, Tensor, Slope | None]] = []
+        self._filled: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of steps recorded."""
-        return len(self._steps)
+        return len(self._steps) if self._filled is None else self._filled.shape[1]
 
     def clear(self) -> None:
         """Forget what was recorded: those steps did not make the chunk."""
         self._steps.clear()
+        self._filled = None
+
+    def fill(self, columns: Tensor) -> None:
+        """Take over a whole chunk from a loop that does not call `record`.
+
+        Args:
+            columns: What `columns` would give, (10, T, B) float32. Replaces what was recorded.
+        """
+        self._filled = columns
 
     def record(
         self, flow_time: Tensor, velocity: Tensor, guidance: Tensor | None, slope: Slope | None
@@ -59,7 +69,6 @@ class Trace:
         pushed = torch.zeros_like(velocity) if guidance is None else guidance
         self._steps.append((flow_time.detach(), velocity.detach(), pushed.detach(), slope))
 
-    @torch.no_grad()
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Everything recorded, name -> (T, B) float32, one row per denoising step.
 
@@ -70,34 +79,52 @@ class Trace:
         prediction's components that were clipped. NaN says: not asked, or undefined because a
         norm is zero. Empty when nothing was recorded.
         """
-        if not self._steps:
+        if len(self) == 0:
             return {}
+        return dict(zip(FIELDS, self.columns().cpu().numpy(), strict=True))
+
+    @torch.no_grad()
+    def columns(self) -> Tensor:
+        """The arrays as one tensor where the loop ran, (10, T, B) float32 in order of `FIELDS`.
+
+        Nothing is read by the host, so that a loop can be captured together with it. At least
+        one step must have been recorded.
+        """
+        if self._filled is not None:
+            return self._filled
         times, velocities, guidances, slopes = zip(*self._steps, strict=True)
         velocity = torch.stack(velocities).flatten(2)  # (T, B, H A)
         guidance = torch.stack(guidances).flatten(2)
         velocity_norm, guidance_norm = velocity.norm(dim=2), guidance.norm(dim=2)
-        columns = {
-            "flow_time": torch.stack(times),
-            "velocity_norm": velocity_norm,
-            "guidance_norm": guidance_norm,
-            "ratio": guidance_norm / velocity_norm,
-            "cosine": (velocity * guidance).sum(dim=2) / (velocity_norm * guidance_norm),
-            **_judged(slopes, like=velocity_norm),
-        }
-        return {name: columns[name].float().cpu().numpy() for name in FIELDS}
+        columns = (
+            torch.stack(times),
+            velocity_norm,
+            guidance_norm,
+            guidance_norm / velocity_norm,
+            (velocity * guidance).sum(dim=2) / (velocity_norm * guidance_norm),
+            *_judged(slopes, like=velocity_norm),
+        )
+        return torch.stack([column.float() for column in columns])
 
 
-def _judged(slopes: Sequence[Slope | None], *, like: Tensor) -> dict[str, Tensor]:
+def _judged(slopes: Sequence[Slope | None], *, like: Tensor) -> list[Tensor]:
     """What the critic said, (T, B) each; NaN in the rows of steps at which it was not asked."""
-    columns = {name: torch.full_like(like, torch.nan) for name in FIELDS[5:]}
-    asked = [step for step, slope in enumerate(slopes) if slope is not None]
     answers = [slope for slope in slopes if slope is not None]
-    if answers:
-        values = torch.stack([answer.values for answer in answers], dim=1)  # (E, T', B)
-        clipped = torch.stack([answer.clipped for answer in answers]).flatten(2)
-        columns["q"][asked] = torch.stack([answer.value for answer in answers])
-        columns["q_min"][asked] = ensemble.minimum(values)
-        columns["q_mean"][asked] = ensemble.mean(values)
-        columns["q_spread"][asked] = values.std(dim=0, unbiased=False)
-        columns["clipped_share"][asked] = clipped.to(like.dtype).mean(dim=2)
-    return columns
+    if not answers:
+        return [torch.full_like(like, torch.nan)] * len(FIELDS[5:])
+    values = torch.stack([answer.values for answer in answers], dim=1)  # (E, T', B)
+    clipped = torch.stack([answer.clipped for answer in answers]).flatten(2)
+    said = (
+        torch.stack([answer.value for answer in answers]),
+        ensemble.minimum(values),
+        ensemble.mean(values),
+        values.std(dim=0, unbiased=False),
+        clipped.to(like.dtype).mean(dim=2),
+    )
+    return [_in_place(rows, slopes, like=like) for rows in said]
+
+
+def _in_place(rows: Tensor, slopes: Sequence[Slope | None], *, like: Tensor) -> Tensor:
+    """Rows (T', B) at the steps that were asked, NaN at the others: (T, B)."""
+    asked, silent = iter(rows), torch.full_like(like[0], torch.nan)
+    return torch.stack([silent if slope is None else next(asked) for slope in slopes])
