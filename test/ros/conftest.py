@@ -26,3 +26,21 @@ def context():
     rclpy.init(context=context, domain_id=free_domain())
     yield context
     context.try_shutdown()
+
+
+@pytest.fixture
+def bench():
+    """Makes policy loops that end with the test."""
+    from policy_bench import Bench, FakeSteered
+
+    made = []
+
+    def make(**parameters):
+        made.append(Bench(**parameters))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if isinstance(one.steered, FakeSteered):
+            one.steered.gate.set()
+        one.loop.stop()
