@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.policies.encoder import Encoder
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
-from qsteer_ros.replay.arms import WEIGHTS
+from qsteer_ros.replay.arms import MODES, WEIGHTS
 from qsteer_ros.sim.world import World
 
 ROBOT = RobotFile.load("robot_ur5e_sim.yaml")
@@ -53,12 +54,22 @@ def parts():
     )
 
 
-def run(world, parts, arm: str, links: Links, *, seed: int = 0, max_steps: int = 200):
+def run(
+    world,
+    parts,
+    arm: str,
+    links: Links,
+    *,
+    seed: int = 0,
+    max_steps: int = 200,
+    execute_steps: int = 5,
+    rtc: bool = False,
+):
     kinematics = Kinematics(ROBOT)
-    controller = ChunkController(ROBOT, make_decoder(ROBOT, kinematics), 5)
+    controller = ChunkController(ROBOT, make_decoder(ROBOT, kinematics), execute_steps)
     policy = SteeredPolicy(*parts, parse_arm(arm))
     rollout = Rollout(world, controller, kinematics, links)
-    return rollout.episode(policy, goal=1, seed=seed, max_steps=max_steps)
+    return rollout.episode(policy, goal=1, seed=seed, max_steps=max_steps, rtc=rtc)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +147,78 @@ def test_options_become_settings() -> None:
         from_options({**options, "goals": "one"})
     with pytest.raises(ConfigError, match="'episodes' must be at least 1: got 0"):
         EvaluationSettings(episodes=0)
+
+
+def test_real_time_chunking_continues_the_running_chunk(world, parts, monkeypatch) -> None:
+    decisions = []
+    decide = SteeredPolicy.act
+
+    def heard(self, features, **options):
+        decisions.append((options["running"], decide(self, features, **options)))
+        return decisions[-1][1]
+
+    monkeypatch.setattr(SteeredPolicy, "act", heard)
+    links = Links(true_pose=True, latency_ns=60_000_000)
+    result = run(world, parts, "qgf", links, max_steps=12, execute_steps=2, rtc=True)
+    assert decisions[0][0] is None
+    for (_, before), (running, after) in itertools.pairwise(decisions):
+        assert (running.elapsed, running.committed) == (2, 2)
+        np.testing.assert_array_equal(running.chunk, before.chunk)
+        np.testing.assert_array_equal(after.chunk[:2], before.chunk[2:4])
+    jumps = [
+        np.abs(after.chunk[1:3] - before.chunk[3:5]).max()
+        for (_, before), (_, after) in itertools.pairwise(decisions)
+    ]
+    assert result.seam_jump == pytest.approx(np.mean(jumps))
+
+
+def test_real_time_chunking_makes_the_seam_smaller(world, parts) -> None:
+    links = Links(true_pose=True)
+    jumps = [
+        run(world, parts, "qgf", links, max_steps=30, execute_steps=2, rtc=rtc).seam_jump
+        for rtc in (False, True)
+    ]
+    assert 0.0 < jumps[1] < 0.75 * jumps[0]
+
+
+def test_chunks_that_do_not_overlap_have_no_seam_and_cannot_be_continued(world, parts) -> None:
+    links = Links(true_pose=True)
+    assert run(world, parts, "off", links, max_steps=12).seam_jump is None
+    with pytest.raises(ConfigError, match="'execute_steps' must be below the 5 actions"):
+        run(world, parts, "off", links, rtc=True)
+
+
+def test_options_reach_every_arm() -> None:
+    options = {
+        "arms": "qgf,best_of_n,best_of_n:3",
+        "goals": "1",
+        "set": ["estimate=chain", "num_samples=8", "ratio=0.1"],
+        "integrator": "heun",
+        "time_power": 0.5,
+        "rtc": True,
+        "calibrated": True,
+    }
+    settings = from_options(options)
+    assert (settings.sampler.integrator, settings.sampler.time_power) == ("heun", 0.5)
+    assert settings.rtc
+    assert settings.calibrated
+    first, eight, three = (parse_arm(arm, settings.steering) for arm in settings.arms)
+    assert (first.estimate, first.ratio, first.weight) == ("chain", 0.1, WEIGHTS["qgf"])
+    assert (eight.num_samples, three.num_samples) == (8, 3)
+    with pytest.raises(ConfigError, match="'integrator' must be one of"):
+        from_options({**options, "integrator": "rk4"})
+    with pytest.raises(ConfigError, match="'ratio' must be"):
+        from_options({**options, "set": ["ratio=-1"]})
+
+
+def test_every_mode_runs_with_its_default_and_with_its_calibrated_weight() -> None:
+    arms = tuple(mode for mode in MODES if mode != "best_of_n")
+    settings = EvaluationSettings(
+        arms=arms, episodes=1, max_steps=5, true_pose=True, calibrated=True
+    )
+    assert [row["arm"] for row in evaluate(settings)["summary"]] == list(arms)
+    bad = EvaluationSettings(
+        arms=("qgf",), episodes=1, true_pose=True, calibrated=True, steering={"estimate": "noisy"}
+    )
+    with pytest.raises(ConfigError, match="'estimate' was euler, now it is noisy"):
+        evaluate(bad)

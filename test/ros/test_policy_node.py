@@ -1,6 +1,8 @@
 """The policy node over DDS with the shipped checkpoints: lifecycle, commands, parameters."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import threading
 import time
 from array import array
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +19,7 @@ import yaml
 
 pytest.importorskip("rclpy")
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
@@ -26,7 +30,9 @@ from std_msgs.msg import UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from qsteer_ros import resources
+from qsteer_ros.critics.calibration import FILE
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.graph.environment import free_domain
 from qsteer_ros.motion.kinematics import Kinematics, tool_down
 from qsteer_ros.motion.path import sample
 from qsteer_ros.motion.robot import RobotFile
@@ -452,3 +458,192 @@ def test_stamps_count_on_the_nodes_clock(context):
         before_ns = time.time_ns()
         arm.observe_until(lambda: arm.trajectories, "a trajectory")
         assert abs(from_stamp(arm.trajectories[0].header.stamp) - before_ns) < WAIT_S * 1e9
+
+
+def decided(message):
+    return DecisionRecord.decode(from_bytes(message))
+
+
+def newest_with(arm, condition):
+    """The newest decision once one fulfils a condition."""
+    arm.observe_until(lambda: arm.records and condition(decided(arm.records[-1]).meta), "it")
+    return decided(arm.records[-1])
+
+
+def test_every_choice_of_steering_changes_between_chunks_and_is_in_the_record(context):
+    with running(context, steering="qgf", compare_rate=0.0) as arm:
+        arm.drive_to("active")
+        for changes in (
+            {"guidance": "ratio", "guidance_ratio": 0.2, "max_ratio": 0.5},
+            {"guidance": "weight", "guidance_weight": 0.01, "estimate": "chain"},
+            {"steering": "qgf_jacobian", "project_guidance": True},
+            {"steering": "bptt", "max_displacement": 0.05},
+            {"steering": "qpilots_u", "keep_jacobian": False, "max_displacement": float("inf")},
+            {"steering": "qpilots_m", "posterior_samples": 2, "tilt_clip": 2.0},
+            {"steering": "noisy_gradient", "inverse_temperature": 2.0},
+            {"steering": "gradient_step", "ascent_steps": 2, "compare_rate": 1.0},
+            {"steering": "best_of_n", "num_samples": 4, "reduction": "pessimistic"},
+            {"steering": "random_matched", "pessimism": 1.0, "posterior_steps": 3},
+            {"integrator": "heun", "denoising_steps": 4, "time_power": 0.5},
+        ):
+            arm.set(**changes)
+            steered = arm.node._parts.steered
+            wanted = (steered.settings.to_json(), steered.sampler.denoising_steps)
+            record = newest_with(
+                arm,
+                lambda meta, wanted=wanted: (
+                    (meta["steering"], meta["sampler"]["denoising_steps"]) == wanted
+                ),
+            )
+            assert record.meta["mode"] == arm.node.get_parameter("steering").value
+        assert record.meta["sampler"] == {
+            "denoising_steps": 4, "integrator": "heun", "time_power": 0.5, "times": None
+        }  # fmt: skip
+        steering = record.meta["steering"]
+        wanted = {
+            "weight": 0.01, "ratio": 0.0, "reduction": "pessimistic", "rho": 1.0, "max_ratio": 0.5,
+            "project": True, "max_displacement": "inf", "estimate": "chain", "num_samples": 4,
+            "keep_jacobian": False, "posterior_samples": 2, "posterior_steps": 3, "tilt_clip": 2.0,
+            "inverse_temperature": 2.0, "ascent_steps": 2, "twin_rate": 1.0,
+        }  # fmt: skip
+        assert {name: steering[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"steering": "gradient_step", "guidance": "ratio"}, "must go by 'guidance_weight'"),
+        ({"guidance": "strong"}, "'guidance' must be one of weight, ratio, calibrated"),
+        ({"guidance_ratio": 0.0}, r"'guidance_ratio' must be in \[0.0001, 10\]"),
+        ({"max_displacement": 0.0}, r"'max_displacement' must be in \[0.001, inf\]"),
+        ({"estimate": "clean"}, "'estimate' must be one of euler, noisy, chain"),
+        ({"integrator": "rk4"}, "'integrator' must be one of euler, midpoint, heun"),
+        ({"compare_rate": 1.1}, r"'compare_rate' must be in \[0, 1\]"),
+        ({"deadline_s": -0.1}, r"'deadline_s' must be in \[0, 10\]"),
+        ({"posterior_samples": 0}, "'posterior_samples' must be in"),
+        ({"ascent_steps": 2.5}, "'ascent_steps' must be a whole number"),
+        ({"time_power": 10.0, "denoising_steps": 100}, "steps of at least .* of flow time"),
+        ({"real_time_chunking": True}, "must be below the 5 actions in a chunk, got 5"),
+        ({"execute_steps": 6}, "'execute_steps' must be at most 5"),
+    ],
+)
+def test_a_change_that_contradicts_the_rest_is_refused_and_changes_nothing(
+    changes, reason, inactive
+):
+    before = inactive.node._settings, inactive.node._parts
+    with pytest.raises(ConfigError, match=reason):
+        inactive.set(**changes)
+    assert (inactive.node._settings, inactive.node._parts) == before
+
+
+@pytest.fixture(scope="module")
+def inactive():
+    """A configured node for refusals."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=free_domain())
+    with running(context, steering="qgf") as arm:
+        arm.drive_to("inactive")
+        yield arm
+    context.try_shutdown()
+
+
+@pytest.fixture
+def critics(tmp_path):
+    """Copies of a critic: calibrated, without a calibration, and with that of another."""
+    folders = {}
+    for name, of in (("calibrated", 1), ("bare", None), ("foreign", 2)):
+        folder = tmp_path / name
+        shutil.copytree(resources.find("checkpoints/critic_goal1"), folder)
+        (folder / FILE).unlink(missing_ok=True)
+        if of is not None:
+            shutil.copy(resources.find(f"checkpoints/critic_goal{of}") / FILE, folder / FILE)
+        folders[name] = str(folder)
+    return folders
+
+
+def test_a_calibrated_weight_is_taken_from_beside_the_critic(context, critics):
+    entry = json.loads((Path(critics["calibrated"]) / FILE).read_text())
+    with running(context, steering="qgf", critic=critics["calibrated"]) as arm:
+        arm.drive_to("active")
+        arm.set(guidance="calibrated")
+        weight = entry["modes"]["qgf"]["weight"]
+        assert newest_with(arm, lambda m: m["steering"]["weight"] == weight).meta["mode"] == "qgf"
+        arm.set(steering="qpilots_m")
+        steering = newest_with(arm, lambda m: m["mode"] == "qpilots_m").meta["steering"]
+        values = next(v for v in entry["values"] if v["reduction"] == "min")
+        assert steering["weight"] == entry["modes"]["qpilots_m"]["weight"]
+        assert (steering["tilt_mean"], steering["tilt_std"]) == (values["q_mean"], values["q_std"])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bare", "Run: qsteer calibrate"), ("foreign", "must be made with the critic it is used")],
+)
+def test_a_critic_without_its_calibration_is_refused_live_and_the_old_one_goes_on(
+    context, critics, name, reason
+):
+    with running(
+        context, steering="qgf", guidance="calibrated", critic=critics["calibrated"]
+    ) as arm:
+        arm.drive_to("active")
+        before = newest_with(arm, lambda m: True).meta["steering"]
+        with pytest.raises(ConfigError, match=reason):
+            arm.set(critic=critics[name])
+        arm.set(guidance="weight", critic=critics[name])
+        with pytest.raises(ConfigError, match=reason):
+            arm.set(guidance="calibrated")
+        with pytest.raises(ConfigError, match=reason):
+            arm.set(steering="qpilots_m")
+        arm.set(guidance="weight", guidance_weight=before["weight"])
+        arm.records.clear()
+        assert newest_with(arm, lambda m: True).meta["steering"] == before
+
+
+@pytest.mark.parametrize("name", ["bare", "foreign"])
+def test_a_critic_without_its_calibration_leaves_the_node_unconfigured(context, critics, name):
+    with running(context, steering="qgf", guidance="calibrated", critic=critics[name]) as arm:
+        with pytest.raises(ConfigError, match="must configure: it failed"):
+            arm.drive_to("inactive")
+        arm.set(critic=critics["calibrated"])
+        arm.drive_to("inactive")
+
+
+def test_real_time_chunking_of_whole_chunks_leaves_the_node_unconfigured(context):
+    with running(context, real_time_chunking=True) as arm:
+        with pytest.raises(ConfigError, match="must configure: it failed"):
+            arm.drive_to("inactive")
+        arm.set(execute_steps=3)
+        arm.drive_to("inactive")
+
+
+def test_a_deadline_that_nothing_fits_drops_guidance_and_is_told(context):
+    with running(context, steering="qgf", deadline_s=1e-6, execute_steps=1) as arm:
+        arm.drive_to("active")
+        record = newest_with(arm, lambda m: True)
+        told = record.meta["deadline"]
+        assert (told["guidance"], told["met"], len(told["path"])) == ("dropped", False, 2)
+        assert record.meta["ratio"] is None
+        arm.observe_until(
+            lambda: arm.status(DiagnosticStatus.WARN, "lost guidance or steps to the deadline"),
+            "the warning",
+        )
+        arm.set(deadline_s=5.0)
+        kept = newest_with(arm, lambda m: m["deadline"]["guidance"] == "kept")
+        assert kept.meta["ratio"] > 0.0
+        arm.set(deadline_s=0.0)
+        newest_with(arm, lambda m: "deadline" not in m)
+
+
+def test_running_chunks_are_continued_over_dds(context):
+    with running(context, steering="qgf", real_time_chunking=True, execute_steps=2) as arm:
+        arm.drive_to("active")
+        newest_with(arm, lambda m: "running" in m)
+        records = [decided(message) for message in arm.records]
+        after = next(i for i, record in enumerate(records) if "running" in record.meta)
+        told = records[after].meta["running"]
+        elapsed, committed = told["elapsed"], told["committed"]
+        np.testing.assert_array_equal(
+            records[after].chunk[:committed],
+            records[after - 1].chunk[elapsed : elapsed + committed],
+        )
+        assert committed >= 1
