@@ -10,7 +10,8 @@ from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation
 
 from qsteer_ros.deadline import Deadline
 from qsteer_ros.policies.running import RunningChunk
-from qsteer_ros.policies.steered import Decision, SteeredPolicy
+from qsteer_ros.policies.recording import Decision
+from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.steering.settings import CHUNK_MODES, FIELD_MODES, MODES, SteeringSettings
 from qsteer_ros.step_costs import StepCosts

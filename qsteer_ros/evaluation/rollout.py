@@ -22,13 +22,14 @@ from qsteer_ros.motion.controller import ChunkController
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.policies.bookkeeping import chunk_seed
 from qsteer_ros.policies.features import proprioception, teacher_features
+from qsteer_ros.policies.recording import Decision
 from qsteer_ros.policies.running import (
     RunningChunk,
     check_overlap,
     running_chunk,
     seam_jump,
 )
-from qsteer_ros.policies.steered import Decision, SteeredPolicy
+from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.replay.images import decode_jpeg, encode_jpeg
 from qsteer_ros.sim.world import CONTROL_DT_NS, PHYSICS_DT_NS, World
 from qsteer_ros.types import Observation, RobotState

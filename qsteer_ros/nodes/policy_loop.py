@@ -23,8 +23,8 @@ from qsteer_ros.nodes.policy_parts import Parts
 from qsteer_ros.nodes.policy_records import with_path
 from qsteer_ros.nodes.policy_report import PolicyReport
 from qsteer_ros.policies.bookkeeping import chunk_seed
+from qsteer_ros.policies.recording import Decision
 from qsteer_ros.policies.running import RunningChunk, RunningMemory
-from qsteer_ros.policies.steered import Decision
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.types import JointPath, Observation
 

@@ -8,7 +8,7 @@ import qsteer_ros
 from qsteer_ros.motion.controller import PlanReport
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Parts
-from qsteer_ros.policies.steered import Decision
+from qsteer_ros.policies.recording import Decision
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.types import JointPath, Observation
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
@@ -17,46 +15,18 @@ from qsteer_ros.deadline import Deadline, measure_costs
 from qsteer_ros.ensemble import QFunction, probe
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
-from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite, stamps_of, summary_of
+from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite, stamps_of
 from qsteer_ros.policies.engines import Engine, make_engine
+from qsteer_ros.policies.fitting import ObservationEncoder, check_parts
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.judged import clip_shares, judge
-from qsteer_ros.policies.making import Made, Question, make, start
+from qsteer_ros.policies.making import Question, make, start
+from qsteer_ros.policies.recording import Decision, decision, described
 from qsteer_ros.policies.running import RunningChunk, continuation
-from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
 from qsteer_ros.steering.trace import Trace
 from qsteer_ros.step_costs import StepCosts
 from qsteer_ros.types import Observation
-
-
-class ObservationEncoder(Protocol):
-    """What turns an observation into features.
-
-    Attributes:
-        hash: Of its checkpoint.
-        feature_names: Name of each feature it gives.
-    """
-
-    hash: str
-    feature_names: tuple[str, ...]
-
-    def features(self, observation: Observation) -> Tensor:
-        """Features of one observation, (1, F)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One answer to one observation.
-
-    Attributes:
-        chunk: Normalised actions inside the bounds, (H, A) float32.
-        record: Everything needed to reproduce and to judge it.
-    """
-
-    chunk: NDArray[np.float32]
-    record: DecisionRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,22 +58,7 @@ class SteeredPolicy:
 
     def __post_init__(self) -> None:
         """Refuse a combination that would act on meaningless numbers, and prepare the loop."""
-        if self.settings.needs_critic and self.critic is None:
-            raise ConfigError(
-                f"steering mode '{self.settings.mode}' needs a critic: none is loaded. "
-                "Set parameter 'critic', or steering: off."
-            )
-        if self.settings.mode == "qpilots_m":
-            _ = self.settings.tilt  # refuses when the critic's values are not known
-        if self.critic is not None:
-            self.critic.interface.check_same(
-                self.policy.interface,
-                mine="the critic",
-                theirs="the policy",
-                remedy="Train a critic for this policy: qsteer train critic.",
-            )
-        if self.encoder is not None:
-            self._check_encoder(self.encoder)
+        check_parts(self.encoder, self.policy, self.critic, self.settings)
         engine = make_engine(
             self.backend,
             self.policy,
@@ -238,7 +193,7 @@ class SteeredPolicy:
         trace, q = Trace(), question.q
         clock.lap("condition")
         made = make(question, trace=trace, clock=clock)
-        tensors = _described(question, made)
+        tensors = described(question, made)
         tensors["features"] = question.features[0]
         meta = {**stamps, **self._provenance(question.seed), "backend": "eager", **made.notes}
         if running is not None:
@@ -249,7 +204,7 @@ class SteeredPolicy:
         chosen = made.unclipped[made.index : made.index + 1]
         meta |= clip_shares(chosen, made.twin_unclipped, question.bounds)
         clock.lap("judge")
-        return _decision(tensors, meta, trace, clock)
+        return decision(tensors, meta, trace, clock)
 
     def _value_function(self, features: Tensor) -> QFunction | None:
         if self.critic is None or not self.settings.needs_critic:
@@ -271,51 +226,3 @@ class SteeredPolicy:
                 "critic": None if self.critic is None else self.critic.hash,
             },
         }
-
-    def _check_encoder(self, encoder: ObservationEncoder) -> None:
-        parts = {"policy": self.policy.interface}
-        if self.critic is not None:
-            parts["critic"] = self.critic.interface
-        for name, interface in parts.items():
-            if tuple(encoder.feature_names) != interface.feature_names:
-                raise ConfigError(
-                    f"the encoder must give the {interface.feature_dim} features that the {name} "
-                    f"was trained on: it gives {len(encoder.feature_names)}, or others. "
-                    "Set parameter 'encoder' to the one they were trained with."
-                )
-            if interface.encoder_hash not in (None, encoder.hash):
-                raise ConfigError(
-                    f"the {name} must be used with the encoder it was trained for: that is "
-                    f"{str(interface.encoder_hash)[:12]}, loaded is {encoder.hash[:12]}. "
-                    f"Set parameter 'encoder', or train the {name} for this one."
-                )
-
-
-def _described(question: Question, made: Made) -> dict[str, Tensor]:
-    """What the record keeps of a chunk and how it came about, batch axis removed."""
-    tensors = {
-        "noise": question.noise[made.index],
-        "chunk": made.chunk[0],
-        "chunk_unclipped": made.unclipped[made.index],
-    }
-    if question.settings.mode == "best_of_n":
-        candidates = made.unclipped.clamp(*question.bounds)
-        tensors |= {"candidate_noise": question.noise, "candidate_chunks": candidates}
-    if made.twin is not None:
-        tensors["chunk_unguided"] = made.twin[0]
-    return tensors
-
-
-def _decision(
-    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], trace: Trace, clock: Stopwatch
-) -> Decision:
-    """Move everything to numpy and close the clock."""
-    arrays = {name: _numpy(tensor) for name, tensor in tensors.items()}
-    steps = {name: rows[:, 0] for name, rows in trace.arrays().items()}
-    arrays |= {f"step_{name}": values for name, values in steps.items()}
-    complete = {**meta, **summary_of(steps), "timings_ns": clock.laps()}
-    return Decision(arrays["chunk"], DecisionRecord(arrays, complete))
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().cpu().numpy().copy()

@@ -15,7 +15,7 @@ from qsteer_ros.nodes.policy_loop import Outlets, PolicyLoop
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Parts
 from qsteer_ros.nodes.policy_report import PolicyReport
-from qsteer_ros.policies.steered import Decision
+from qsteer_ros.policies.recording import Decision
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.types import RobotState
 
