@@ -26,7 +26,7 @@ class Stopwatch:
     def lap(self, stage: str) -> None:
         """Close a stage; on a GPU, wait for its kernels first."""
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()
         now = time.perf_counter_ns()
         self._laps[stage] = now - self._last
         self._last = now

@@ -22,6 +22,7 @@ from torch import Tensor
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
+from qsteer_ros.policies.cuda_graph import CudaGraph
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.steering.trace import Trace
@@ -86,4 +87,10 @@ def make_engine(
     """
     if backend not in BACKENDS:
         raise ConfigError(f"'backend' must be one of {', '.join(BACKENDS)}: got '{backend}'.")
+    if backend == "cuda_graph" or (backend == "auto" and device.type == "cuda"):
+        try:
+            return CudaGraph(policy, critic, settings, sampler, device)
+        except ConfigError:
+            if backend != "auto":
+                raise
     return None

@@ -113,6 +113,8 @@ def make(question: Question, *, trace: Trace, clock: Stopwatch) -> Made:
     else:
         chunk, index, notes = _after(question, candidates)
         notes |= late
+    if question.engine is not None:
+        notes["backend"] = question.engine.name
     clock.lap("select")
     twin_unclipped = _twin(question, unclipped, late)
     twin = None if twin_unclipped is None else twin_unclipped.clamp(*question.bounds)
@@ -145,12 +147,12 @@ def start(
 
 
 def _integrate(question: Question, trace: Trace) -> tuple[Tensor, dict[str, Any]]:
-    """From the noise to flow time 1, by the deadline if there is one."""
+    """From the noise to flow time 1; what is to be said of the deadline, if there is one."""
     if question.engine is not None:
         unclipped = question.engine.denoise(
             question.features, question.noise, seed=question.seed, trace=trace
         )
-        return unclipped, {"backend": question.engine.name}
+        return unclipped, {}
     steered = question.steered(trace)
     if question.deadline is None:
         return question.sampler.denoise(steered, question.noise), {}
