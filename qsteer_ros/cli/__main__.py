@@ -1,0 +1,7 @@
+"""``python -m qsteer_ros.cli``."""
+
+import sys
+
+from qsteer_ros.cli import main
+
+sys.exit(main())
