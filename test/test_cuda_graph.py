@@ -207,8 +207,9 @@ def test_the_host_never_waits_for_a_replay(name: str) -> None:
 
 
 def test_it_works_in_and_out_of_inference_mode() -> None:
+    policy, critic = make_policy(), make_critic()
     with torch.inference_mode():
-        engine = engine_of("qpilots_u")
+        engine = CudaGraph(policy, critic, settings_of("qpilots_u"), Sampler(), CUDA)
         inside = engine.denoise(FEATURES.cuda(), start(), seed=1, trace=Trace())
     outside = engine.denoise(FEATURES.cuda(), start(), seed=1)
     assert torch.equal(inside, outside)

@@ -35,11 +35,14 @@ class StepNoise:
         For loops that were captured with these tensors. The host does not wait for the device.
         """
         self._seed = seed
-        for (tau, shape, device, dtype), kept in self._drawn.items():
-            drawn = self._draw(tau, shape, dtype)
-            if device.type == "cuda":
-                drawn = drawn.pin_memory()  # kept by torch until it has been copied
-            kept.copy_(drawn, non_blocking=True)
+        for device, dtype in {key[2:] for key in self._drawn}:
+            some = {key: kept for key, kept in self._drawn.items() if key[2:] == (device, dtype)}
+            drawn = torch.cat([self._draw(*key[:2], dtype).flatten() for key in some])
+            if device.type == "cuda":  # at once, from memory the GPU can read by itself
+                drawn = drawn.pin_memory().to(device, non_blocking=True)
+            parts = torch.split(drawn, [kept.numel() for kept in some.values()])
+            for kept, part in zip(some.values(), parts, strict=True):
+                kept.copy_(part.view_as(kept))
 
     def _draw(self, tau: float, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         tick = round(tau * 2**20)
