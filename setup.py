@@ -34,6 +34,7 @@ setup(
         "setuptools",
         "numpy",
         "torch",
+        "numba",
         "safetensors",
         "pyyaml",
         "tqdm",

@@ -23,6 +23,7 @@ from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.cuda_graph import CudaGraph
+from qsteer_ros.policies.fast.coverage import not_covered
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.steering.trace import Trace
@@ -93,4 +94,15 @@ def make_engine(
         except ConfigError:
             if backend != "auto":
                 raise
+    if backend == "compiled" or (backend == "auto" and device.type == "cpu"):
+        obstacle = not_covered(policy, critic, settings, sampler, device)
+        if not obstacle:
+            from qsteer_ros.policies.fast.engine import CompiledEngine  # compiles when imported
+
+            return CompiledEngine(policy, critic, settings, sampler)
+        if backend == "compiled":
+            raise ConfigError(
+                f"for backend 'compiled', {obstacle}. Set backend: auto, which takes the readable "
+                "loop where it has to."
+            )
     return None

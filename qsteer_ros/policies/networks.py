@@ -119,6 +119,10 @@ class FlowMLP(nn.Module):
         """What ``config.json`` says about this network."""
         return {"hidden": list(self.hidden), "time_embedding": self.time_embedding}
 
+    def embed(self, flow_time: Tensor) -> Tensor:
+        """What the first layer sees of flow time, (B,) -> (B, 16) float32."""
+        return self._embed(flow_time)
+
     def forward(self, features: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
         """Velocity, in normalised action units per unit of flow time.
 
@@ -130,7 +134,7 @@ class FlowMLP(nn.Module):
         Returns:
             (B, D).
         """
-        embedding = self._embed(flow_time).to(noisy_chunk.dtype)
+        embedding = self.embed(flow_time).to(noisy_chunk.dtype)
         signal = torch.cat([features, noisy_chunk, embedding], dim=1)
         for index, layer in enumerate(self.layers):
             signal = layer(signal)
