@@ -9,8 +9,8 @@ import pytest
 from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation
 
 from qsteer_ros.deadline import Deadline
-from qsteer_ros.policies.running import RunningChunk
 from qsteer_ros.policies.recording import Decision
+from qsteer_ros.policies.running import RunningChunk
 from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.steering.settings import CHUNK_MODES, FIELD_MODES, MODES, SteeringSettings
@@ -24,7 +24,7 @@ RUNNING = RunningChunk(np.linspace(-0.9, 0.9, 6, dtype=np.float32).reshape(3, 2)
 
 def steered(mode: str) -> SteeredPolicy:
     settings = SteeringSettings(mode=mode, weight=0.3, num_samples=4, twin_rate=1.0, **TILT)
-    return SteeredPolicy(FixedEncoder(), make_policy(), make_critic(), settings)
+    return SteeredPolicy(FixedEncoder(), make_policy(), make_critic(), settings, backend="eager")
 
 
 def decided(mode: str, deadline: Deadline | None, **options) -> Decision:

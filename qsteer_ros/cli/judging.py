@@ -22,6 +22,7 @@ def add_evaluate(verbs: Verbs) -> None:
         ("seed", 0, "of the first initial state"),
         ("max-steps", 200, "control steps of 50 ms"),
         ("denoising-steps", 10, "from noise to chunk"),
+        ("backend", "auto", "or eager, compiled, cuda_graph"),
         ("integrator", "euler", "or midpoint, heun"),
         ("time-power", 1.0, "of the schedule of flow times"),
         ("execute-steps", 5, "actions of a chunk before the next one is decided"),

@@ -46,6 +46,7 @@ class EvaluationSettings:
         steering: Further fields of `SteeringSettings`, for all arms.
         calibrated: Arms without a number take the weight of the critic's calibration.
         rtc: Continue the running chunk by real-time chunking.
+        backend: How the path of a chunk is computed, see `policies.engines`.
         execute_steps: Actions of a chunk executed before the next one is decided.
         latency_ms: From the stamp of an observation to the moment its path takes effect.
         true_pose: Take the cube's pose from the simulator instead of the encoder.
@@ -72,6 +73,7 @@ class EvaluationSettings:
     steering: Mapping[str, Any] = field(default_factory=dict)
     calibrated: bool = False
     rtc: bool = False
+    backend: str = "auto"
     execute_steps: int = 5
     latency_ms: float = 60.0
     true_pose: bool = False
@@ -273,6 +275,7 @@ class _Runner:
             self._critic(goal),
             self._steering(arm, goal),
             sampler=settings.sampler,
+            backend=settings.backend,
         )
         return self._rollout.episode(
             policy, goal=goal, seed=seed, max_steps=settings.max_steps, rtc=settings.rtc

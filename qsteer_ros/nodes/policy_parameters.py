@@ -10,6 +10,7 @@ from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import INTEGRATORS, Sampler
 from qsteer_ros.nodes.observations import AgeLimits
 from qsteer_ros.nodes.parameters import param
+from qsteer_ros.policies.engines import BACKENDS
 from qsteer_ros.steering.clean import ESTIMATES
 from qsteer_ros.steering.settings import MODES, SteeringSettings
 
@@ -119,6 +120,12 @@ class PolicyParameters:
         "Flow times of the steps are 1 - (1 - k / T)^p: above 1 they are shorter near the action, "
         "below 1 near the noise.",
         bounds=(0.1, 10.0),
+    )
+    backend: str = param(
+        "auto",
+        "How the path of a chunk is computed; auto takes the fastest way that can do what is "
+        "asked. Deadlines and continued chunks always take the readable loop, eager.",
+        choices=BACKENDS,
     )
     deadline_s: float = param(
         0.0,

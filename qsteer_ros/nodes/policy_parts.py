@@ -75,6 +75,7 @@ def load(parameters: PolicyParameters) -> Parts:
         _settings(parameters, critic, policy),
         sampler=parameters.sampler(),
         device=device,
+        backend=parameters.backend,
     )
     _check_horizon(parameters, steered)
     return Parts(robot, decoder, dict(encoder.cameras), steered)
@@ -96,6 +97,7 @@ def revise(parts: Parts, before: PolicyParameters, after: PolicyParameters) -> P
         critic=critic,
         settings=_settings(after, critic, steered.policy),
         sampler=after.sampler(),
+        backend=after.backend,
     )
     _check_horizon(after, steered)
     return replace(parts, steered=steered)

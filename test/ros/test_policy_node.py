@@ -518,6 +518,8 @@ def test_every_choice_of_steering_changes_between_chunks_and_is_in_the_record(co
         ({"max_displacement": 0.0}, r"'max_displacement' must be in \[0.001, inf\]"),
         ({"estimate": "clean"}, "'estimate' must be one of euler, noisy, chain"),
         ({"integrator": "rk4"}, "'integrator' must be one of euler, midpoint, heun"),
+        ({"backend": "fast"}, "'backend' must be one of auto, eager, compiled, cuda_graph"),
+        ({"backend": "cuda_graph"}, "backend 'cuda_graph'"),
         ({"compare_rate": 1.1}, r"'compare_rate' must be in \[0, 1\]"),
         ({"deadline_s": -0.1}, r"'deadline_s' must be in \[0, 10\]"),
         ({"posterior_samples": 0}, "'posterior_samples' must be in"),
@@ -606,6 +608,14 @@ def test_a_critic_without_its_calibration_leaves_the_node_unconfigured(context, 
             arm.drive_to("inactive")
         arm.set(critic=critics["calibrated"])
         arm.drive_to("inactive")
+
+
+def test_the_backend_changes_between_chunks(context):
+    with running(context, steering="bptt", backend="auto", denoising_steps=2) as arm:
+        arm.drive_to("active")
+        assert newest_with(arm, lambda m: True).meta["backend"] in ("eager", "compiled")
+        arm.set(steering="off", backend="eager")
+        newest_with(arm, lambda m: (m["mode"], m["backend"]) == ("off", "eager"))
 
 
 def test_real_time_chunking_of_whole_chunks_leaves_the_node_unconfigured(context):
