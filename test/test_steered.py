@@ -21,7 +21,7 @@ from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.random_matched import random_matched
-from qsteer_ros.steering.settings import MODES, SteeringSettings
+from qsteer_ros.steering.settings import CHUNK_MODES, MODES, SteeringSettings
 
 WEIGHTS = {
     "zero": 0.5,
@@ -80,12 +80,16 @@ def test_a_mode_that_adds_nothing_is_the_frozen_policy_bit_for_bit(mode: str) ->
     np.testing.assert_array_equal(steered(mode).decide(observation(), seed=3).chunk, off)
 
 
-@pytest.mark.parametrize("mode", ["qgf", "qpilots_u", "random_matched"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("zero", *CHUNK_MODES)])
 def test_weight_zero_is_the_frozen_policy_bit_for_bit(mode: str) -> None:
-    idle = SteeringSettings(mode=mode, weight=0.0)
+    idle = SteeringSettings(mode=mode, weight=0.0, **TILT)
     found = steered(backend="eager").with_settings(idle).decide(observation(), seed=3).chunk
     np.testing.assert_array_equal(found, frozen_chunk(seed=3))
-    by_default = steered("qgf").with_settings(idle).decide(observation(), seed=3).chunk
+    off, by_default = (
+        steered().with_settings(choice).decide(observation(), seed=3).chunk
+        for choice in (SteeringSettings(), idle)
+    )
+    np.testing.assert_array_equal(by_default, off)
     np.testing.assert_allclose(by_default, found, rtol=0, atol=1e-6)
 
 

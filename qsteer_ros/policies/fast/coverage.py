@@ -15,7 +15,17 @@ from qsteer_ros.policies.networks import FlowMLP
 from qsteer_ros.steering.settings import CHUNK_MODES, SteeringSettings
 
 COVERED = ("off", "zero", "qgf", "qgf_jacobian", "qpilots_u", *CHUNK_MODES)
-"""Modes; the last ones work on finished chunks, which come from the frozen field."""
+"""Modes; the last ones work on finished chunks, which come from the frozen field.
+
+A mode that is idle (weight 0) is covered like ``off``.
+"""
+
+
+def is_idle(settings: SteeringSettings) -> bool:
+    """Whether the frozen field is all there is to integrate, as `steering.guide` decides it."""
+    if settings.mode == "off" or settings.mode in CHUNK_MODES:
+        return True
+    return settings.mode != "zero" and settings.weight == 0.0 and settings.ratio == 0.0
 
 
 def not_covered(
@@ -32,18 +42,20 @@ def not_covered(
     uniform = sampler.times is None and sampler.time_power == 1.0
     critics = () if critic is None else (critic.network,)
     networks: tuple[nn.Module, ...] = (policy.network, *critics)
-    kinds = {type(network).__name__ for network in networks}
+    kinds = [type(network) for network in networks]
     float_types = {
         str(tensor.dtype) for tensor in chain(*(network.parameters() for network in networks))
     }
     requirements = (
         (device.type == "cpu", f"'device' must be cpu: got '{device}'"),
         (
-            settings.mode in COVERED,
+            settings.mode in COVERED or is_idle(settings),
             f"'steering' must be one of {', '.join(COVERED)}: got '{settings.mode}'",
         ),
         (
-            settings.mode not in ("qgf", "zero") or settings.estimate == "euler",
+            settings.mode not in ("qgf", "zero")
+            or settings.estimate == "euler"
+            or is_idle(settings),
             f"'estimate' must be euler: got '{settings.estimate}'",
         ),
         (
@@ -52,8 +64,9 @@ def not_covered(
         ),
         (uniform, "flow times must be uniform: 'time_power' or 'times' says otherwise"),
         (
-            type(policy.network) is FlowMLP and kinds <= {"FlowMLP", "EnsembleMLP"},
-            f"networks must be FlowMLP and EnsembleMLP: got {', '.join(sorted(kinds))}",
+            kinds == ([FlowMLP] if critic is None else [FlowMLP, EnsembleMLP]),
+            "networks must be FlowMLP and EnsembleMLP: got "
+            + ", ".join(kind.__name__ for kind in kinds),
         ),
         (
             float_types == {"torch.float32"},
@@ -61,6 +74,3 @@ def not_covered(
         ),
     )
     return next((found for holds, found in requirements if not holds), "")
-
-
-__all__ = ["COVERED", "EnsembleMLP", "not_covered"]

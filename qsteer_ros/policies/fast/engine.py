@@ -17,6 +17,7 @@ from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.fast import arithmetic, many_rows, one_row
+from qsteer_ros.policies.fast.coverage import is_idle
 from qsteer_ros.policies.fast.kept import Versions, kept, versions_of
 from qsteer_ros.policies.fast.packing import (
     LAYERS,
@@ -32,7 +33,7 @@ from qsteer_ros.policies.fast.packing import (
 )
 from qsteer_ros.policies.fast.steps import Steps
 from qsteer_ros.policies.flow_policy import FlowPolicy
-from qsteer_ros.steering.settings import CHUNK_MODES, SteeringSettings
+from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.steering.trace import Trace
 
 NOBODY = Packed(np.zeros(2 * LAYERS, np.int64), aligned(0))
@@ -71,7 +72,7 @@ class CompiledEngine:
     ) -> None:
         """Pack the networks; what they are must be `coverage.not_covered`'s empty string."""
         self._policy, self._settings, self._sampler = policy, settings, sampler
-        self._idle = _is_idle(settings)
+        self._idle = is_idle(settings)
         self._critic = None if self._idle else critic
         networks = [policy.network, *([] if self._critic is None else [self._critic.network])]
         self._tensors = tuple(chain(*(network.parameters() for network in networks)))
@@ -254,13 +255,6 @@ def _standardised(features: Tensor, part: FlowPolicy | Critic) -> Array:
     mean, deviation = part.feature_mean.numpy(), part.feature_std.numpy()
     row: Array = (features.detach().numpy()[0] - mean) / deviation
     return row
-
-
-def _is_idle(settings: SteeringSettings) -> bool:
-    """Whether the frozen field is all there is, as `guide` decides it."""
-    if settings.mode == "off" or settings.mode in CHUNK_MODES:
-        return True
-    return settings.mode != "zero" and settings.weight == 0.0 and settings.ratio == 0.0
 
 
 def _numbers(settings: SteeringSettings, bounds: tuple[float, float]) -> Array:
