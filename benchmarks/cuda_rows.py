@@ -165,24 +165,23 @@ def in_turns(calls, *, rounds, eager_s):
     return found
 
 
-def measure(*, chunks=CHUNKS, members=MEMBERS, batches=BATCHES, modes=MODES, rounds=150,
-            eager_s=9.0, jax=True):  # fmt: skip
+def measure(*, configurations=None, modes=MODES, rounds=150, eager_s=9.0, jax=True):
     """Every row, as dictionaries; prints them as they come.
 
     Args:
-        chunks: (H, A) of each.
-        members: Ensemble sizes.
-        batches: Chunks at once.
+        configurations: ((H, A), E, batch) of each; None is all the published ones.
         modes: Of the package; JAX has three of them.
         rounds: Calls that are measured of each contender.
         eager_s: Seconds after which the readable loop, the slowest, is left out of a
             configuration's rounds; at least 20 are measured.
         jax: Whether JAX takes part.
     """
+    if configurations is None:
+        configurations = itertools.product(CHUNKS, MEMBERS, BATCHES)
     device, rows = torch.device("cuda", 0), []
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}; 4x512, {STEPS} steps")
     print("chunk  members batch method backend  p50 p95 p99 ms, times off, gpu ms, calls")
-    for (horizon, action_dim), count, batch in itertools.product(chunks, members, batches):
+    for (horizon, action_dim), count, batch in configurations:
         policy, critic = make_parts(horizon, action_dim, count, device=device)
         calls, deviations = {}, {}
         for mode in modes:

@@ -75,8 +75,9 @@ def value(weights, features, chunk, rho):
     rows = jnp.broadcast_to(features, (chunk.shape[0], features.shape[1]))
     signal = jnp.concatenate([rows, chunk], axis=1)
     values = jax.vmap(perceptron, in_axes=(0, None))(weights, signal)[..., 0]
-    if rho is None:
-        return values.min(axis=0).sum()
+    if rho is None:  # not min(): its gradient compares values that XLA may compute twice
+        lowest = jnp.arange(len(values))[:, None] == values.argmin(axis=0)
+        return jnp.where(lowest, values, 0.0).sum()
     return (values.mean(axis=0) - rho * jnp.sqrt(values.var(axis=0) + 1e-8)).sum()
 
 
