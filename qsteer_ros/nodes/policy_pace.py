@@ -17,12 +17,14 @@ from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Pace, Parts
 from qsteer_ros.policies.running import RunningChunk
 from qsteer_ros.policies.steered import SteeredPolicy
+from qsteer_ros.step_costs import upper_quartile
 from qsteer_ros.types import Observation, RobotState
 
-ROUNDS = 3
-"""Measured decisions, of which the slowest counts."""
-RECENT = 10
-"""Chunks whose time beside denoising is remembered."""
+ROUNDS = 5
+"""Measured decisions, of which the middle one counts."""
+RECENT = 16
+"""Chunks whose time beside denoising is remembered; their upper quartile counts, so that a hiccup
+of the machine does not."""
 AFTER = ("select", "judge", "plan")
 """Stages between a denoised chunk and its path."""
 
@@ -45,7 +47,8 @@ class Reserve:
             start_ns: When the decision began.
             longest_s: From there to its path.
         """
-        reserve_ns = max(pace.after_ns, *self._recent_ns, 0)
+        lately_ns = upper_quartile(self._recent_ns) if self._recent_ns else 0
+        reserve_ns = max(pace.after_ns, lately_ns)
         return Deadline(start_ns + round(longest_s * 1e9) - reserve_ns, pace.costs)
 
 
@@ -114,7 +117,7 @@ def _measured(parts: Parts, parameters: PolicyParameters) -> Pace:
         features = compared.encoder.features(observation)
     return Pace(
         parts.steered.step_costs(features, running=running),
-        max(sum(timings.get(stage, 0) for stage in AFTER) for timings in after),
+        statistics.median(sum(timings.get(stage, 0) for stage in AFTER) for timings in after),
     )
 
 

@@ -15,6 +15,7 @@ from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import DataError
 from qsteer_ros.nodes.messages import OK, WARN
+from qsteer_ros.nodes.policy_pace import Reserve
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Pace
 from qsteer_ros.policies.flow_policy import FlowPolicy
@@ -194,19 +195,31 @@ def test_the_deadline_leaves_time_for_what_comes_after_denoising(bench):
     one.loop.activate()
     before_ns = time.monotonic_ns()
     one.answer_after(1000, 0)
-    between_ns = time.monotonic_ns()
     first = one.steered.deadlines[0]
     assert first.costs is pace.costs
-    assert before_ns + 470 * MS <= first.at_ns <= between_ns + 470 * MS
-    one.steered.more = {"timings_ns": {"total": MS, "select": 20 * MS, "judge": 60 * MS}}
-    one.answer_after(1050, 0)
-    before_ns = time.monotonic_ns()
-    one.answer_after(1100, 0)
-    planned_ns = one.records[1].meta["timings_ns"]["plan"]
-    assert planned_ns > 0
-    left_ns = one.steered.deadlines[2].at_ns - before_ns
-    assert left_ns <= 420 * MS - planned_ns + (time.monotonic_ns() - before_ns)
-    assert left_ns >= 420 * MS - planned_ns
+    assert before_ns + 470 * MS <= first.at_ns <= time.monotonic_ns() + 470 * MS
+
+
+STAGES = {"total": MS, "select": 20 * MS, "judge": 60 * MS, "denoise": 900 * MS, "plan": 5 * MS}
+
+
+@pytest.mark.parametrize(("slow", "reserve_ms"), [(0, 30), (4, 30), (5, 85), (16, 85)])
+def test_a_hiccup_does_not_count_for_the_next_deadlines_but_slowness_does(slow, reserve_ms):
+    reserve, pace = Reserve(), Pace(StepCosts([5], [1]), after_ns=30 * MS)
+    for k in range(30):
+        reserve.saw(STAGES if k >= 30 - slow else {"total": MS, "judge": 2 * MS})
+    found = reserve.deadline(pace, start_ns=7, longest_s=0.5)
+    assert found.at_ns == 7 + (500 - reserve_ms) * MS
+
+
+def test_the_time_of_planning_is_taken_from_the_next_deadlines(bench, monkeypatch):
+    one = bench(deadline_s=0.5)
+    seen = []
+    monkeypatch.setattr(Reserve, "saw", lambda self, timings: seen.append(timings))
+    one.loop.activate()
+    one.answer_after(1000, 0)
+    assert seen == [one.records[0].meta["timings_ns"]]
+    assert seen[0]["plan"] > 0
 
 
 def told(one, count, **deadline):
