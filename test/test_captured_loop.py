@@ -25,6 +25,12 @@ from qsteer_ros.steering.settings import FIELD_MODES, MODES, SteeringSettings
 from qsteer_ros.steering.trace import Trace
 
 CPU = torch.device("cpu")
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{mode: {"mode": mode} for mode in FIELD_MODES},
+    "limited": {"mode": "qgf", "max_ratio": 0.1, "project": True},
+    "chain": {"mode": "qgf", "estimate": "chain"},
+    "ratio": {"mode": "qpilots_m", "ratio": 0.2},
+}
 
 
 class Rerun:
@@ -51,31 +57,29 @@ def settings_of(mode: str, **options: Any) -> SteeringSettings:
     return SteeringSettings(mode, weight=0.3, tilt_mean=0.0, tilt_std=1.0, **options)
 
 
-def loop_of(settings: SteeringSettings, *, rows: int = 2) -> Any:
+def loop_of(settings: SteeringSettings, *, rows: int = 2, sampler: Sampler | None = None) -> Any:
     critic = make_critic() if settings.mode in FIELD_MODES else None
-    return cuda_graph._Loop(make_policy(), critic, settings, Sampler(), CPU, rows)
+    return cuda_graph._Loop(make_policy(), critic, settings, sampler or Sampler(), CPU, rows)
 
 
-def readable(
-    settings: SteeringSettings, features: Tensor, noise: Tensor, seed: int, trace: Trace
-) -> Tensor:
-    field, q = make_policy().condition(features), make_critic().condition(features)
-    return Sampler().denoise(steer(field, q, settings, seed=seed, trace=trace), noise)
-
-
-@pytest.mark.parametrize("mode", FIELD_MODES)
-def test_every_chunk_is_the_readable_loops_for_its_features_noise_and_seed(mode: str) -> None:
-    settings = settings_of(mode)
-    loop = loop_of(settings)
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(4, "heun", time_power=2.0)])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_chunk_is_the_readable_loops_for_its_features_noise_and_seed(
+    name: str, sampler: Sampler
+) -> None:
+    settings = settings_of(**OPTIONS[name])
+    loop = loop_of(settings, sampler=sampler)
     for seed, features in ((3, FEATURES), (4, 0.5 * FEATURES), (4, FEATURES), (3, FEATURES)):
         noise = sample_noise((2, 3, 2), seed=seed, device=CPU)
+        field, q = make_policy().condition(features), make_critic().condition(features)
         traces = Trace(), Trace()
         with torch.no_grad():
             found = loop.replay(features, noise, seed, traces[0])
-            expected = readable(settings, features, noise, seed, traces[1])
+            steered = steer(field, q, settings, sampler=sampler, seed=seed, trace=traces[1])
+            expected = sampler.denoise(steered, noise)
         assert torch.equal(found, expected)
-        for name, rows in traces[1].arrays().items():
-            np.testing.assert_array_equal(traces[0].arrays()[name], rows, err_msg=name)
+        for column, rows in traces[1].arrays().items():
+            np.testing.assert_array_equal(traces[0].arrays()[column], rows, err_msg=column)
 
 
 def test_a_chunk_and_its_trace_stay_when_the_next_is_made() -> None:
@@ -125,12 +129,6 @@ def test_a_decision_with_an_engine_is_the_readable_one_and_says_so(mode: str) ->
         assert found.tensors.keys() == expected.tensors.keys()
         for name, values in expected.tensors.items():
             np.testing.assert_array_equal(found.tensors[name], values, err_msg=name)
-
-
-@pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_a_cpu_gets_no_graph_unless_it_asks(backend: str) -> None:
-    engine = make_engine(backend, make_policy(), make_critic(), settings_of("qgf"), Sampler(), CPU)
-    assert not isinstance(engine, CudaGraph)
 
 
 def test_a_cpu_that_asks_for_a_graph_is_refused() -> None:
