@@ -192,7 +192,7 @@ def find_weight(ratio_at: Callable[[float], float], target: float) -> float:
 
     Returns:
         The weight, rounded to `DIGITS`. Where the ratio jumps over the target, the end of the
-        jump with the smaller ratio.
+        jump whose ratio is nearer to it.
 
     Raises:
         ConfigError: There is no guidance at all, or no weight gives this ratio.

@@ -70,11 +70,13 @@ class Trace:
         self._steps.append((flow_time.detach(), velocity.detach(), pushed.detach(), slope))
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Everything recorded, name -> (T, B) float32, one row per denoising step.
+        """Everything recorded, name -> (T, B) float32, one row per evaluation of the field.
 
+        That is one per denoising step with ``euler``, two with ``midpoint`` and ``heun`` (whose
+        last step has one). Guidance is that of all rules together, real-time chunking included.
         ``velocity_norm`` and ``guidance_norm`` are norms over the whole chunk, ``ratio`` their
         quotient (guidance over velocity), ``cosine`` the cosine between the two. ``q`` is the
-        aggregated value at the clipped clean prediction, ``q_min``, ``q_mean`` and ``q_spread``
+        aggregated value where the rule asked (most: the clipped clean prediction), ``q_min``, ``q_mean`` and ``q_spread``
         (population standard deviation) the members' there, ``clipped_share`` the share of that
         prediction's components that were clipped. NaN says: not asked, or undefined because a
         norm is zero. Empty when nothing was recorded.
