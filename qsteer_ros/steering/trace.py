@@ -76,10 +76,10 @@ class Trace:
         last step has one). Guidance is that of all rules together, real-time chunking included.
         ``velocity_norm`` and ``guidance_norm`` are norms over the whole chunk, ``ratio`` their
         quotient (guidance over velocity), ``cosine`` the cosine between the two. ``q`` is the
-        aggregated value where the rule asked (most: the clipped clean prediction), ``q_min``, ``q_mean`` and ``q_spread``
-        (population standard deviation) the members' there, ``clipped_share`` the share of that
-        prediction's components that were clipped. NaN says: not asked, or undefined because a
-        norm is zero. Empty when nothing was recorded.
+        aggregated value where the rule asked (most rules: at the clipped clean prediction),
+        ``q_min``, ``q_mean`` and ``q_spread`` (population standard deviation) the members' there,
+        ``clipped_share`` the share of components that were clipped before it was asked. NaN says:
+        not asked, or undefined because a norm is zero. Empty when nothing was recorded.
         """
         if len(self) == 0:
             return {}
