@@ -176,6 +176,8 @@ def measure(*, configurations=None, modes=MODES, rounds=150, eager_s=9.0, jax=Tr
             configuration's rounds; at least 20 are measured.
         jax: Whether JAX takes part.
     """
+    if not torch.cuda.is_available():
+        raise SystemExit("these rows need a CUDA device: torch finds none.")
     if configurations is None:
         configurations = itertools.product(CHUNKS, MEMBERS, BATCHES)
     device, rows = torch.device("cuda", 0), []
