@@ -18,7 +18,7 @@ from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.fast import arithmetic, many_rows, one_row
 from qsteer_ros.policies.fast.coverage import is_idle
-from qsteer_ros.policies.fast.kept import Versions, kept, versions_of
+from qsteer_ros.policies.fast.kept import Versions, counted, kept, versions_of
 from qsteer_ros.policies.fast.packing import (
     LAYERS,
     Array,
@@ -41,12 +41,13 @@ NOBODY = Packed(np.zeros(2 * LAYERS, np.int64), aligned(0))
 
 
 class _Weights(NamedTuple):
-    """Packed networks, and the versions of the tensors they were packed from."""
+    """Packed networks, the versions of the tensors they were packed from, and scratch of a row."""
 
     versions: Versions
     field: Packed
     along: Array
     critic: Packed
+    scratch: int
 
 
 class CompiledEngine:
@@ -75,7 +76,11 @@ class CompiledEngine:
         self._idle = is_idle(settings)
         self._critic = None if self._idle else critic
         networks = [policy.network, *([] if self._critic is None else [self._critic.network])]
-        self._tensors = tuple(chain(*(network.parameters() for network in networks)))
+        self._tensors = tuple(chain(*(counted(network) for network in networks)))
+        parts = (policy, policy if self._critic is None else self._critic)
+        self._statistics = [
+            (part.feature_mean.numpy(), part.feature_std.numpy()) for part in parts
+        ]
         self._times = np.asarray(sampler.flow_times[:-1], np.float32)
         self._numbers = _numbers(settings, policy.bounds)
         self._choices = {
@@ -109,15 +114,17 @@ class CompiledEngine:
         weights = self._weights(many=batch > 1)
         members = int(weights.critic.table[0])
         steps = Steps.make(self._sampler.denoising_steps, start.shape, members, keep=keep)
+        row = features.detach().numpy()[0]
+        seen, judged = ((row - mean) / deviation for mean, deviation in self._statistics)
         arguments = (
             self._choices[guided, keep],
             self._numbers,
             self._times,
             *weights.field,
             weights.along,
-            _standardised(features, self._policy),
+            seen,
             *weights.critic,
-            _standardised(features, self._policy if self._critic is None else self._critic),
+            judged,
             start,
         )
         if batch == 1:
@@ -140,8 +147,7 @@ class CompiledEngine:
     def _run_one(
         self, weights: _Weights, arguments: tuple[Any, ...], results: tuple[Any, ...]
     ) -> None:
-        size = one_row.scratch_size(weights.field, weights.critic)
-        with _Borrowed(self._spare, (False, 1, size)) as scratch:
+        with _Borrowed(self._spare, (False, 1, weights.scratch)) as scratch:
             one_row.sample_one(*arguments, scratch[0], *results)
 
     def _run_many(
@@ -178,7 +184,8 @@ class CompiledEngine:
         if self._critic is not None:
             judge = self._critic.network
             critic = kept(judge, many, lambda: pack(critic_nets(judge, network.chunk_dim)))
-        return _Weights(versions, field, along, critic)
+        scratch = one_row.scratch_size(field, critic)
+        return _Weights(versions, field, along, critic, scratch)
 
     def _check(self, features: Tensor, noise: Tensor) -> None:
         """Refuse what the kernels would read past the end of."""
@@ -248,13 +255,6 @@ def _on_threads(work: Callable[[int], None], workers: int) -> None:
         thread.join()
     if failed:
         raise failed[0]
-
-
-def _standardised(features: Tensor, part: FlowPolicy | Critic) -> Array:
-    """As `weights.standardise`, to the bit; (F,)."""
-    mean, deviation = part.feature_mean.numpy(), part.feature_std.numpy()
-    row: Array = (features.detach().numpy()[0] - mean) / deviation
-    return row
 
 
 def _numbers(settings: SteeringSettings, bounds: tuple[float, float]) -> Array:

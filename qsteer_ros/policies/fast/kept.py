@@ -14,9 +14,14 @@ Versions = tuple[int, ...]
 _KEPT: WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Versions, object]]] = WeakKeyDictionary()
 
 
+def counted(network: nn.Module) -> tuple[Tensor, ...]:
+    """The weights that count how often they are written to: all but inference tensors."""
+    return tuple(tensor for tensor in network.parameters() if not tensor.is_inference())
+
+
 def versions_of(tensors: tuple[Tensor, ...]) -> Versions:
-    """How often each tensor has been written to; ``tensor.data`` escapes this count."""
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+    """How often each has been written to; ``tensor.data`` escapes this count."""
+    return tuple([tensor._version for tensor in tensors])
 
 
 def kept(network: nn.Module, kind: Hashable, make: Callable[[], T]) -> T:
@@ -27,7 +32,7 @@ def kept(network: nn.Module, kind: Hashable, make: Callable[[], T]) -> T:
         kind: Tells apart what is made of one network.
         make: Makes it.
     """
-    versions = versions_of(tuple(network.parameters()))
+    versions = versions_of(counted(network))
     shelf = _KEPT.setdefault(network, {})
     found = shelf.get(kind)
     if found is None or found[0] != versions:

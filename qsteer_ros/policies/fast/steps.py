@@ -65,16 +65,17 @@ class Steps(NamedTuple):
             velocities, guidances, slopes, cleans = (
                 torch.from_numpy(notes).view(-1, rows, *shape) for notes in self[:4]
             )
-            clipped = (cleans < bounds[0]) | (cleans > bounds[1])
             values = torch.from_numpy(self.values).transpose(1, 2)  # (T, E, B)
             value = aggregate(values.transpose(0, 1).flatten(1)).view(-1, rows)
-            flow_times = torch.from_numpy(times)[:, None].expand(-1, rows)
-            for step, (time, velocity) in enumerate(zip(flow_times, velocities, strict=True)):
+            answers = (slopes, values, value, (cleans < bounds[0]) | (cleans > bounds[1]))
+            asked = list(zip(*(answer.unbind() for answer in answers), strict=True))
+            each = zip(velocities.unbind(), guidances.unbind(), strict=True)
+            for step, (velocity, guidance) in enumerate(each):
+                time = velocity.new_full((rows,), float(times[step]))
                 if step < first:
                     trace.record(time, velocity, None, None)
-                    continue
-                slope = Slope(slopes[step], values[step], value[step], clipped[step])
-                trace.record(time, velocity, guidances[step], slope)
+                else:
+                    trace.record(time, velocity, guidance, Slope(*asked[step]))
 
 
 _EMPTY: Array = np.empty((0, 0, 0), np.float32)
