@@ -32,8 +32,8 @@ from qsteer_ros.policies.fast.packing import (
     padded,
 )
 
-BLOCK = 64
-"""Most rows that a thread takes through the loop together."""
+BLOCK = 256
+"""Most rows that a thread takes through the loop together: they share every reading of weights."""
 
 SIGNATURE = numba.void(
     *(integers_,),  # worker, workers, rows of a block
