@@ -106,6 +106,15 @@ def test_only_sim_imports_the_simulator(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_the_compiled_loop_imports_its_compiler(path: Path) -> None:
+    assert "numba" not in top_level(path) or path.parent == PACKAGE / "policies" / "fast"
+
+
+def test_the_compiler_is_loaded_when_a_compiled_engine_is_made_and_not_before() -> None:
+    assert "numba" not in import_all(["qsteer_ros.policies.steered"])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_torch_stays_out_of_what_must_run_without_it(path: Path) -> None:
     if room(path) in TORCH_FREE or path.stem in TORCH_FREE_NODES:
         assert "torch" not in top_level(path)
