@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,13 @@ class DeadlineRecord:
     planned_steps: int
     spent_ns: int
     left_ns: int
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> DeadlineRecord:
+        """From a log; names it does not know are left out."""
+        known = {entry.name for entry in fields(cls)}
+        values = {name: value for name, value in plain.items() if name in known}
+        return cls(**{**values, "path": tuple(values["path"])})
 
     @property
     def steps(self) -> int:

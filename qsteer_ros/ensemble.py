@@ -72,6 +72,19 @@ def pessimistic(rho: float) -> Aggregate:
     return mean_less_spread
 
 
+def check_shape(values: Tensor, batch: int) -> None:
+    """Refuse values that are not (E, B); reads no value.
+
+    Raises:
+        ConfigError: The shape is another; reduced along a wrong axis it would steer one row.
+    """
+    if values.ndim != 2 or values.shape[1] != batch or values.shape[0] < 1:
+        raise ConfigError(
+            f"a critic must give one value per member and chunk, (E, {batch}): got "
+            f"{tuple(values.shape)}. Stack the members' values along the first axis."
+        )
+
+
 def probe(q: QFunction, chunk: Tensor) -> None:
     """Ask a critic once, before anything is sampled, and refuse an answer nobody can follow.
 
@@ -85,11 +98,7 @@ def probe(q: QFunction, chunk: Tensor) -> None:
     """
     with torch.no_grad():
         values = q(chunk)
-    if values.ndim != 2 or values.shape[1] != chunk.shape[0] or values.shape[0] < 1:
-        raise ConfigError(
-            f"a critic must give one value per member and chunk, (E, {chunk.shape[0]}): got "
-            f"{tuple(values.shape)}. Stack the members' values along the first axis."
-        )
+    check_shape(values, chunk.shape[0])
     if not bool(torch.isfinite(values).all()):
         raise DataError(
             "the critic's values must be finite: "

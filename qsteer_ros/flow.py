@@ -234,10 +234,13 @@ def predict_clean(noisy_chunk: Tensor, flow_time: Tensor, velocity: Tensor) -> T
 def from_noise_at_one(velocity_field: VelocityField) -> VelocityField:
     """Adapt a field trained with noise at flow time 1 (openpi, LeRobot) to noise at 0."""
 
-    def flipped(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
-        return -velocity_field(noisy_chunk, 1.0 - flow_time)
+    def turned(inner: VelocityField) -> VelocityField:
+        return lambda noisy_chunk, flow_time: -inner(noisy_chunk, 1.0 - flow_time)
 
-    return flipped
+    if isinstance(velocity_field, TimedField):
+        timed = velocity_field
+        return Scheduled(lambda flow_time: turned(timed.at(1.0 - flow_time)))
+    return turned(velocity_field)
 
 
 def sample_noise(shape: tuple[int, ...], *, seed: int, device: torch.device) -> Tensor:

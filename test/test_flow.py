@@ -8,7 +8,14 @@ from fields import noise, swirl
 from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import denoise, from_noise_at_one, predict_clean, sample_noise
+from qsteer_ros.flow import (
+    Scheduled,
+    VelocityField,
+    denoise,
+    from_noise_at_one,
+    predict_clean,
+    sample_noise,
+)
 
 
 def constant(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
@@ -93,3 +100,14 @@ def test_noise_depends_on_seed_and_shape_only() -> None:
     assert torch.equal(first, sample_noise((1, 5, 5), seed=3, device=device))
     assert not torch.equal(first, sample_noise((1, 5, 5), seed=4, device=device))
     assert first.dtype == torch.float32
+
+
+def test_a_turned_field_that_knows_its_flow_times_still_does() -> None:
+    asked: list[float] = []
+
+    def at(flow_time: float) -> VelocityField:
+        asked.append(flow_time)
+        return swirl
+
+    denoise(from_noise_at_one(Scheduled(at)), noise(), denoising_steps=4)
+    assert asked == [1.0, 0.75, 0.5, 0.25]

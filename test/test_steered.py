@@ -394,15 +394,49 @@ def test_a_running_chunk_that_promises_too_much_is_refused(elapsed: int, committ
         RunningChunk(RUNNING.chunk, elapsed, committed)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("off", "zero")])
+@pytest.mark.parametrize(
+    "mode", [mode for mode in MODES if mode not in ("off", "zero", "best_of_n")]
+)
 def test_the_displacement_of_a_chunk_is_bounded(mode: str) -> None:
     free = steered(mode, twin_rate=1.0).decide(observation(), seed=3)
     far = free.record.meta["displacement"]
-    if far == 0.0:  # best_of_n may choose the first candidate
-        return
+    assert far > 0.0
     near = steered(mode, max_displacement=far / 2).decide(observation(), seed=3)
     assert near.record.meta["displacement"] == pytest.approx(far / 2, rel=1e-4)
     assert near.record.meta["displacement_kept"] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_candidates_that_lie_too_far_from_the_first_are_not_chosen_and_not_blended() -> None:
+    for seed in range(20):
+        free = steered("best_of_n", twin_rate=1.0).decide(observation(), seed=seed).record
+        if free.meta["candidate"] != 0:
+            break
+    far = free.meta["displacement"]
+    near = steered("best_of_n", max_displacement=0.99 * far).decide(observation(), seed=seed)
+    meta = near.record.meta
+    assert meta["displacement"] <= 0.99 * far
+    assert 1 <= meta["candidates_near"] < 4
+    candidates = near.record.tensors["candidate_chunks"]
+    np.testing.assert_array_equal(near.chunk, candidates[meta["candidate"]])
+
+
+def test_gradient_steps_leave_committed_actions_alone_and_judge_with_them() -> None:
+    decision = steered("gradient_step", twin_rate=1.0).decide(
+        observation(), seed=3, running=RUNNING
+    )
+    meta = decision.record.meta
+    assert meta["ascent_steps_taken"] > 0
+    assert meta["delta_q"] > 0.0
+    moved = decision.chunk - decision.record.tensors["chunk_unguided"]
+    np.testing.assert_array_equal(moved[0], 0.0)
+    length = meta["ascent_steps_taken"] * WEIGHTS["gradient_step"]
+    assert np.linalg.norm(moved) == pytest.approx(length, rel=0.05)  # all of it in free rows
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match=r"'seed' must be in \[0, 2\^63\): got"):
+        steered().act(FEATURES, seed=seed)
 
 
 def test_clips_by_steering_and_by_the_policy_add_up() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation
 
-from qsteer_ros.deadline import Deadline
+from qsteer_ros.deadline import Deadline, DeadlineRecord
 from qsteer_ros.policies.recording import Decision
 from qsteer_ros.policies.running import RunningChunk
 from qsteer_ros.policies.steered import SteeredPolicy
@@ -101,3 +103,37 @@ def test_measured_costs_are_of_every_step(mode: str, running: RunningChunk | Non
     assert len(costs.guided) == len(costs.frozen) == 10
     assert min(*costs.guided, *costs.frozen) > 0
     assert (costs.guided == costs.frozen) == (mode not in FIELD_MODES)
+
+
+def partly() -> Deadline:
+    """An hour away, and so is the end of the frozen steps: only some of them fit."""
+    hour = 3600 * 10**9
+    return Deadline(time.monotonic_ns() + hour, StepCosts([NEVER] * 10, [hour // 4] * 10))
+
+
+@pytest.mark.parametrize("running", [None, RUNNING])
+@pytest.mark.parametrize("make", [far, unguided, partly, over])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_chunk_that_was_short_of_time_is_made_again_from_its_record(
+    mode: str, make: Callable[[], Deadline], running: RunningChunk | None
+) -> None:
+    first = decided(mode, make(), running=running)
+    stored = first.record.extended(meta={"execute_steps": 3})
+    record = DecisionRecord.decode(stored.encode())
+    again = steered(mode).act(
+        torch.from_numpy(record.tensors["features"].copy())[None],
+        seed=record.meta["seed"],
+        running=running,
+        shortened=DeadlineRecord.from_json(record.meta["deadline"]),
+    )
+    for name, tensor in first.record.tensors.items():
+        np.testing.assert_array_equal(again.record.tensors[name], tensor, err_msg=name)
+
+
+def test_a_weight_of_zero_has_no_guidance_to_drop() -> None:
+    settings = SteeringSettings(mode="qgf", weight=0.0, twin_rate=1.0)
+    policy = SteeredPolicy(FixedEncoder(), make_policy(), make_critic(), settings)
+    for running in (None, RUNNING):
+        record = policy.decide(observation(), seed=3, deadline=partly(), running=running).record
+        assert record.meta["deadline"]["guidance"] == "none"
+        assert record.meta["displacement"] == 0.0

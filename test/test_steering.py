@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from fields import (
 from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.flow import VelocityField, denoise, from_noise_at_one
+from qsteer_ros.flow import Sampler, VelocityField, denoise, from_noise_at_one
 from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.settings import CHUNK_MODES, FIELD_MODES, MODES, SteeringSettings
 from qsteer_ros.steering.trace import FIELDS, Trace
@@ -316,3 +317,35 @@ def test_the_settings_reach_the_rule_they_choose() -> None:
     assert not torch.allclose(limited, steered("qgf")(start, flow_time))
     dropped = steered("qpilots_u", keep_jacobian=False)(start, flow_time)
     assert not torch.allclose(dropped, steered("qpilots_u")(start, flow_time))
+
+
+@pytest.mark.parametrize("mode", ASKING)
+@pytest.mark.parametrize("wrong", [lambda q: q[0], lambda q: q.T, lambda q: q.unsqueeze(0)])
+def test_a_critic_that_answers_in_another_shape_is_refused(mode: str, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="one value per member and chunk"):
+        run(steer(swirl, lambda chunk: wrong(wavy(chunk)), settings(mode)))
+
+
+@pytest.mark.parametrize("mode", ASKING)
+def test_a_field_that_answers_in_another_shape_is_refused(mode: str) -> None:
+    def narrow(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
+        return swirl(noisy_chunk, flow_time)[:, :1]
+
+    with pytest.raises(ConfigError, match="a velocity of the same shape"):
+        run(steer(narrow, wavy, settings(mode)))
+
+
+@pytest.mark.parametrize("mode", ["qpilots_u", "qpilots_m", "noisy_gradient"])
+def test_the_first_step_is_skipped_wherever_a_schedule_begins(mode: str) -> None:
+    sampler, trace = Sampler(3, times=(0.01, 0.3, 0.6, 1.0)), Trace()
+    field = steer(swirl, wavy, settings(mode), sampler=sampler, trace=trace)
+    sampler.denoise(field, noise())
+    assert (trace.arrays()["guidance_norm"][0] == 0.0).all()
+    assert (trace.arrays()["guidance_norm"][1:] > 0.0).all()
+
+
+@pytest.mark.parametrize("mode", ["qpilots_u", "qpilots_m", "noisy_gradient"])
+def test_a_skipped_step_leaves_no_graph_either(mode: str) -> None:
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    field = steer(lambda x, tau: scale * swirl(x, tau), wavy, settings(mode))
+    assert not run(field).requires_grad

@@ -3,13 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fields import STEPS, noise, swirl, times, wavy
+from fields import ACTION_DIM, HORIZON, STEPS, noise, swirl, times, wavy
 
 from qsteer_ros.ensemble import minimum
 from qsteer_ros.flow import denoise, predict_clean
 from qsteer_ros.steering.gradient import slope_at
 from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
+from qsteer_ros.steering.rtc import rtc
 from qsteer_ros.steering.trace import Trace
 
 
@@ -40,6 +41,7 @@ def test_every_column_is_its_definition() -> None:
         "guidance_norm": push.norm(dim=1),
         "ratio": push.norm(dim=1) / along.norm(dim=1),
         "cosine": torch.cosine_similarity(along, push),
+        "critic_ratio": push.norm(dim=1) / along.norm(dim=1),
         "q": values.amin(dim=0),
         "q_min": values.amin(dim=0),
         "q_mean": values.mean(dim=0),
@@ -103,3 +105,14 @@ def test_a_trace_filled_at_once_is_the_one_it_was_filled_from() -> None:
     filled.clear()
     assert len(filled) == 0
     assert filled.arrays() == {}
+
+
+def test_the_critics_share_is_told_apart_from_that_of_real_time_chunking() -> None:
+    trace, flow_time = Trace(), torch.full((4,), 0.4, dtype=torch.float64)
+    running = torch.zeros(HORIZON, ACTION_DIM, dtype=torch.float64)
+    chunking = rtc(running, committed=0, overlap=HORIZON)
+    guide(swirl, qgf(wavy, weight=1e-9), chunking, trace=trace)(noise(), flow_time)
+    found = trace.arrays()
+    assert (found["ratio"] > 1e-2).all()
+    assert (found["critic_ratio"] < 1e-6).all()
+    assert (found["critic_ratio"] > 0.0).all()

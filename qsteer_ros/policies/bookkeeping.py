@@ -62,7 +62,8 @@ def summary_of(steps: Mapping[str, NDArray[np.float32]]) -> dict[str, float | No
         steps: Rows of one sample of `Trace.arrays`, name -> (T,); empty when nothing was traced.
 
     Returns:
-        ``ratio`` and ``cosine`` of guidance and velocity, ``query_clipped_share``, and
+        ``ratio`` and ``cosine`` of guidance and velocity, ``critic_ratio`` (the critic's share of
+        the guidance alone), ``query_clipped_share``, and
         ``q_before``: the value of the first clean prediction the critic saw. None where it was
         never asked or the number is undefined.
     """
@@ -73,6 +74,7 @@ def summary_of(steps: Mapping[str, NDArray[np.float32]]) -> dict[str, float | No
     for name, key in (
         ("ratio", "ratio"),
         ("cosine", "cosine"),
+        ("critic_ratio", "critic_ratio"),
         ("query_clipped_share", "clipped_share"),
     ):
         values = steps[key][asked] if steps else np.zeros(0, dtype=np.float32)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qsteer_ros.deadline import Deadline, denoise_before
+from qsteer_ros.deadline import Deadline, DeadlineRecord, denoise_before, repeat
 from qsteer_ros.ensemble import QFunction
 from qsteer_ros.flow import Sampler, VelocityField, sample_noise
 from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite
@@ -21,9 +22,9 @@ from qsteer_ros.steering.gradient_step import gradient_step
 from qsteer_ros.steering.guide import Rule, guide
 from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.rtc import hold_rows
-from qsteer_ros.steering.settings import CHUNK_MODES, FIELD_MODES, SteeringSettings
+from qsteer_ros.steering.settings import CHUNK_MODES, SteeringSettings
 from qsteer_ros.steering.trace import Trace
-from qsteer_ros.steering.trust_region import keep_near
+from qsteer_ros.steering.trust_region import displacement, keep_near
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Question:
         bounds: Of normalised actions.
         others: Rules beside the critic's: real-time chunking.
         deadline: When the path must be done, and what its steps cost; None takes its time.
+        shortened: How a deadline shortened it then, to make a recorded chunk again.
         engine: Makes the path faster; None is the readable loop, which a deadline and other
             rules need.
     """
@@ -56,14 +58,23 @@ class Question:
     others: tuple[Rule, ...] = ()
     deadline: Deadline | None = None
     engine: Engine | None = None
+    shortened: DeadlineRecord | None = None
 
-    @property
+    @cached_property
     def unguided(self) -> VelocityField:
         """The field without the critic."""
         return guide(self.field, *self.others, bounds=self.bounds)
 
+    def held(self, chunks: Tensor) -> Tensor:
+        """Chunks with the committed actions written into them, bit for bit, (N, H, A)."""
+        for rule in self.others:
+            chunks = hold_rows(chunks, rule.held)
+        return chunks
+
     def steered(self, trace: Trace | None = None) -> VelocityField:
-        """The field with the critic; the frozen field itself in modes that do not bend it."""
+        """The field with the critic; that without it in modes that do not bend it."""
+        if not self.settings.bends:
+            return self.unguided
         return steer(
             self.field,
             self.q,
@@ -107,7 +118,7 @@ def make(question: Question, *, trace: Trace, clock: Stopwatch) -> Made:
     unclipped, late = _integrate(question, trace)
     check_finite(unclipped, "the denoised chunk", "Check policy, critic and steering weight.")
     clock.lap("denoise")
-    candidates = unclipped.clamp(*question.bounds)
+    candidates = question.held(unclipped.clamp(*question.bounds))
     if late and not late["deadline"]["met"]:
         chunk, index, notes = candidates[:1], 0, late
     else:
@@ -117,14 +128,14 @@ def make(question: Question, *, trace: Trace, clock: Stopwatch) -> Made:
         notes["backend"] = question.engine.name
     clock.lap("select")
     twin_unclipped = _twin(question, unclipped, late)
-    twin = None if twin_unclipped is None else twin_unclipped.clamp(*question.bounds)
+    twin = None
+    if twin_unclipped is not None:
+        twin = question.held(twin_unclipped.clamp(*question.bounds))
     limit = question.settings.max_displacement
     if twin is not None and math.isfinite(limit):
         chunk, kept = keep_near(chunk, twin, max_displacement=limit)
         notes["displacement_kept"] = float(kept[0])
-    for rule in question.others:
-        chunk = hold_rows(chunk, rule.held)
-    return Made(chunk, index, unclipped, twin, twin_unclipped, notes)
+    return Made(question.held(chunk), index, unclipped, twin, twin_unclipped, notes)
 
 
 def start(
@@ -154,12 +165,16 @@ def _integrate(question: Question, trace: Trace) -> tuple[Tensor, dict[str, Any]
         )
         return unclipped, {}
     steered = question.steered(trace)
+    if question.shortened is not None:
+        record = question.shortened
+        field = question.unguided if record.guidance == "dropped" else steered
+        unclipped = repeat(field, question.noise, question.sampler, record)
+        return unclipped, {"deadline": {**asdict(record), "met": record.met}}
     if question.deadline is None:
         return question.sampler.denoise(steered, question.noise), {}
-    bent = question.settings.mode in FIELD_MODES
     unclipped, record = denoise_before(
         steered,
-        question.unguided if bent else steered,
+        question.unguided,
         question.noise,
         question.sampler,
         deadline_ns=question.deadline.at_ns,
@@ -176,8 +191,11 @@ def _after(question: Question, candidates: Tensor) -> tuple[Tensor, int, dict[st
     if q is None or settings.mode not in CHUNK_MODES:
         return candidates[:1], 0, {}
     if settings.mode == "best_of_n":
-        chunk, index = best_of_n(candidates, q, aggregate=settings.aggregate)
-        return chunk, index, {"candidate": index}
+        near = _near(candidates, settings.max_displacement)
+        chunk, place = best_of_n(candidates[near], q, aggregate=settings.aggregate)
+        index = int(near[place])
+        return chunk, index, {"candidate": index, "candidates_near": len(near)}
+    held = next((rule.held for rule in question.others if rule.held is not None), None)
     ascent = gradient_step(
         candidates,
         q,
@@ -186,9 +204,16 @@ def _after(question: Question, candidates: Tensor) -> tuple[Tensor, int, dict[st
         aggregate=settings.aggregate,
         direction="unit",
         keep="ascending",
+        held=None if held is None else held.rows,
         bounds=question.bounds,
     )
     return ascent.chunk, 0, {"ascent_steps_taken": int(ascent.accepted[0])}
+
+
+def _near(candidates: Tensor, max_displacement: float) -> Tensor:
+    """Which candidates lie near enough to the first, (M,); the first one always does."""
+    distance = displacement(candidates, candidates[:1].expand_as(candidates))
+    return torch.nonzero(distance <= max_displacement).flatten()
 
 
 def _twin(question: Question, unclipped: Tensor, late: dict[str, Any]) -> Tensor | None:
@@ -202,7 +227,7 @@ def _twin(question: Question, unclipped: Tensor, late: dict[str, Any]) -> Tensor
     unbent = settings.mode in CHUNK_MODES
     if late:
         deadline = late["deadline"]
-        unbent = unbent or deadline["guidance"] == "dropped"
+        unbent = unbent or deadline["guidance"] != "kept"
         if not deadline["met"] and math.isinf(settings.max_displacement):
             return None
     if unbent:  # it is there already

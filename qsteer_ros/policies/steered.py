@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
-from qsteer_ros.deadline import Deadline, measure_costs
+from qsteer_ros.deadline import Deadline, DeadlineRecord, measure_costs
 from qsteer_ros.ensemble import QFunction, probe
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
@@ -23,7 +23,7 @@ from qsteer_ros.policies.judged import clip_shares, judge
 from qsteer_ros.policies.making import Question, make, start
 from qsteer_ros.policies.recording import Decision, decision, described
 from qsteer_ros.policies.running import RunningChunk, continuation
-from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
+from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.steering.trace import Trace
 from qsteer_ros.step_costs import StepCosts
 from qsteer_ros.types import Observation
@@ -120,15 +120,29 @@ class SteeredPolicy:
         question = self._question(features, seed=seed, running=running, deadline=deadline)
         return self._answer(question, running, clock, stamps_of(observation))
 
-    def act(self, features: Tensor, *, seed: int, running: RunningChunk | None = None) -> Decision:
+    def act(
+        self,
+        features: Tensor,
+        *,
+        seed: int,
+        running: RunningChunk | None = None,
+        shortened: DeadlineRecord | None = None,
+    ) -> Decision:
         """Answer features that were computed elsewhere, or read from a record, (1, F).
+
+        Args:
+            features: As the encoder gives them.
+            seed: As in `decide`.
+            running: As in `decide`.
+            shortened: What a deadline did to the recorded chunk, to make it again:
+                ``DeadlineRecord.from_json(record.meta["deadline"])``. None: it did nothing.
 
         Raises:
             ConfigError: Features of another length, or a running chunk that does not fit.
             DataError: Features, chunk or values are not finite; no action may follow.
         """
         clock = Stopwatch(self.device)
-        question = self._question(features, seed=seed, running=running)
+        question = self._question(features, seed=seed, running=running, shortened=shortened)
         return self._answer(question, running, clock, {})
 
     def step_costs(self, features: Tensor, *, running: RunningChunk | None = None) -> StepCosts:
@@ -139,10 +153,8 @@ class SteeredPolicy:
             running: A typical running chunk, where chunks will continue one.
         """
         question = self._question(features, seed=0, running=running)
-        bent = self.settings.mode in FIELD_MODES
         with torch.no_grad():
-            steered = question.steered()
-            frozen = question.unguided if bent else steered
+            steered, frozen = question.steered(), question.unguided
             return measure_costs(steered, frozen, question.noise, self.sampler)
 
     @torch.no_grad()
@@ -153,6 +165,7 @@ class SteeredPolicy:
         seed: int,
         running: RunningChunk | None = None,
         deadline: Deadline | None = None,
+        shortened: DeadlineRecord | None = None,
     ) -> Question:
         """Refuse what cannot be answered, before anything is sampled."""
         if features.ndim != 2 or features.shape[0] != 1:
@@ -161,7 +174,9 @@ class SteeredPolicy:
                 f"{tuple(features.shape)}."
             )
         check_finite(features, "the encoder's features", "Check the cameras and joint states.")
-        features, bounds = features.to(self.device), self.policy.bounds
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"'seed' must be in [0, 2^63): got {seed}.")
+        features, bounds = features.to(self.device, torch.float32), self.policy.bounds
         shape = (self.policy.horizon, self.policy.action_dim)
         noise = start(shape, self.settings, seed=seed, device=torch.device(self.device))
         field, q = self.policy.condition(features), self._value_function(features)
@@ -179,7 +194,8 @@ class SteeredPolicy:
             bounds,
             others,
             deadline,
-            None if others or deadline is not None else self._engine,
+            None if others or deadline or shortened else self._engine,
+            shortened,
         )
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qsteer_ros.ensemble import Aggregate, QFunction
+from qsteer_ros.ensemble import Aggregate, QFunction, check_shape
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import VelocityField, predict_clean
 
@@ -70,6 +70,9 @@ def slope_at(q: QFunction, clean: Tensor, *, aggregate: Aggregate, bounds: Bound
 
     Returns:
         Gradient, values and the clip mask, all detached.
+
+    Raises:
+        ConfigError: The critic's answer has not the shape (E, B).
     """
     if bounds is None:
         clipped, point = torch.zeros_like(clean, dtype=torch.bool), clean
@@ -79,6 +82,7 @@ def slope_at(q: QFunction, clean: Tensor, *, aggregate: Aggregate, bounds: Bound
     with local_gradients():
         start = leaf(point)
         values = q(start)
+        check_shape(values, len(start))
         value = aggregate(values)
         (gradient,) = torch.autograd.grad(value.sum(), start)
     return Slope(gradient, values.detach(), value.detach(), clipped)

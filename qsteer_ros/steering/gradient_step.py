@@ -42,6 +42,7 @@ def gradient_step(
     direction: str = "gradient",
     keep: str = "last",
     max_norm: float = math.inf,
+    held: Tensor | None = None,
     bounds: Bounds = NORMALISED,
 ) -> Ascent:
     r"""Climb the critic from a finished chunk.
@@ -72,6 +73,8 @@ def gradient_step(
         direction: ``gradient``, ``unit`` or ``sign``.
         keep: ``last``, ``best`` or ``ascending``.
         max_norm: Longest gradient, > 0, per sample over the chunk; ``gradient`` only.
+        held: Actions that must stay as they are, (H,) bool: they are judged and do not move, and
+            lengths are over the others. None: all may move.
         bounds: Of normalised actions.
 
     Returns:
@@ -92,7 +95,7 @@ def gradient_step(
     climbing = torch.ones_like(best, dtype=torch.bool)
     accepted = torch.zeros_like(best, dtype=torch.int64)
     for step in range(1, steps + 1):
-        uphill = _direction(slope.gradient, direction, max_norm)
+        uphill = _direction(_free(slope.gradient, held), direction, max_norm)
         iterate = (iterate + step_size * uphill).clamp(*bounds)
         if step < steps:
             slope = slope_at(q, iterate, aggregate=aggregate, bounds=None)
@@ -108,6 +111,12 @@ def gradient_step(
         accepted = torch.where(taken, step, accepted)
         values.append(best if keep == "ascending" else value)
     return Ascent(kept, torch.stack(values), accepted)
+
+
+def _free(gradient: Tensor, held: Tensor | None) -> Tensor:
+    if held is None:
+        return gradient
+    return torch.where(held.view(1, -1, 1), torch.zeros_like(gradient), gradient)
 
 
 def _taken(keep: str, value: Tensor, best: Tensor, climbing: Tensor) -> Tensor:

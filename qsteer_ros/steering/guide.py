@@ -141,7 +141,7 @@ def guide(
 
     Raises:
         ConfigError: More than one rule holds actions; when the field is asked: they do not fit
-            its chunk.
+            its chunk, or field or critic answer with another shape.
     """
     active = [rule for rule in rules if not rule.idle]
     if not active:
@@ -151,20 +151,20 @@ def guide(
     def at(tau: float) -> VelocityField:
         now = [rule for rule in active if tau > rule.after]
         frozen = field_at(field, tau)
-        if not now and trace is None and held is None:
-            return frozen
 
         def steered(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
             if not now:
                 velocity = frozen(noisy_chunk, flow_time)
                 _record(trace, flow_time, velocity, None, None)
-                return _straight(velocity, noisy_chunk, tau, held)
+                return _straight(velocity.detach(), noisy_chunk, tau, held)
             look = _look(frozen, field, noisy_chunk, flow_time, tau, now, bounds, held)
             pushes = _pushes(look, now)
             added = [push for rule, push in zip(now, pushes, strict=True) if not rule.withheld]
             guidance = _limited(pushes, look, limits)
             slope = next((push.slope for push in pushes if push.slope is not None), None)
-            _record(trace, flow_time, look.free(look.velocity), guidance, slope)
+            _record(
+                trace, flow_time, look.free(look.velocity), guidance, slope, _critics(look, pushes)
+            )
             velocity = look.velocity
             if added:
                 some = len(added) < len(pushes)
@@ -190,6 +190,11 @@ def _look(
         velocity, pull = differentiate(frozen, noisy_chunk, flow_time)
     else:
         velocity, pull = frozen(noisy_chunk, flow_time).detach(), None
+    if velocity.shape != noisy_chunk.shape:
+        raise ConfigError(
+            f"a field must answer a noisy chunk of shape {tuple(noisy_chunk.shape)} with a "
+            f"velocity of the same shape: got {tuple(velocity.shape)}."
+        )
     clean = predict_clean(noisy_chunk, flow_time, velocity).detach()
     noisy_chunk = noisy_chunk.detach()
     return Look(frozen, whole, noisy_chunk, flow_time, tau, velocity, clean, pull, bounds, held)
@@ -282,6 +287,18 @@ def _record(
     velocity: Tensor,
     guidance: Tensor | None,
     slope: Slope | None,
+    critics: Tensor | None = None,
 ) -> None:
     if trace is not None:
-        trace.record(flow_time, velocity, guidance, slope)
+        trace.record(flow_time, velocity, guidance, slope, critics)
+
+
+def _critics(look: Look, pushes: Sequence[Push]) -> Tensor | None:
+    """What critics want, before limits; None where there is nothing else."""
+    if all(push.slope is not None for push in pushes):
+        return None
+    total = torch.zeros_like(look.velocity)
+    for push in pushes:
+        if push.slope is not None:
+            total = total + push.guidance
+    return look.free(total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qsteer_ros.ensemble import QFunction
 from qsteer_ros.errors import ConfigError
@@ -91,6 +92,7 @@ def critic_rule(
                 num_samples=settings.posterior_samples,
                 seed=seed,
                 tilt=settings.tilt,
+                times=sampler.flow_times,
             )
         case "noisy_gradient":
             rule = noisy_gradient(
@@ -105,12 +107,14 @@ def critic_rule(
             rule = qgf(
                 q, weight=weight, aggregate=combine, estimate=settings.estimate, sampler=sampler
             )
+    if rule.after == 0.0:  # the first step is skipped, wherever a schedule begins
+        rule = replace(rule, after=sampler.flow_times[0])
     if settings.ratio > 0.0:
         rule = at_ratio(rule, settings.ratio)
     match settings.mode:
         case "zero":
             return zero(rule)
         case "random_matched":
-            return random_matched(rule, seed=seed)
+            return random_matched(rule, seed=seed, times=sampler.flow_times)
         case _:
             return rule

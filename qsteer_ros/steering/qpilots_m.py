@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,7 @@ def qpilots_m(
     aggregate: Aggregate | None = None,
     num_samples: int = 4,
     scaling: str = "drift",
+    times: Sequence[float] = (),
 ) -> Rule:
     r"""Push the field along the gradient of the log-tilt potential, estimated from samples.
 
@@ -136,6 +138,7 @@ def qpilots_m(
         aggregate: How members become one value; None is mean less half the spread.
         num_samples: N >= 1.
         scaling: ``drift`` or ``tilt``.
+        times: Flow times that will be asked: their noise is drawn together, at the first.
 
     Returns:
         A rule for `guide`. In its `Slope`, ``gradient`` is that of the potential with respect to a
@@ -153,7 +156,7 @@ def qpilots_m(
     check_weight(weight)
     _check(num_samples, scaling, seed)
     reduce = pessimistic(0.5) if aggregate is None else aggregate
-    draw = StepNoise(_STREAM + seed)
+    draw = StepNoise(_STREAM + seed, times)
 
     def potential(values: Tensor) -> Tensor:
         """(E, B (N + 1)) -> (B,); the last chunk of each row is only there to be reported."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qsteer_ros.steering.gradient import norm_per_sample
@@ -9,7 +10,7 @@ from qsteer_ros.steering.guide import Look, Push, Rule
 from qsteer_ros.steering.step_noise import StepNoise
 
 
-def random_matched(rule: Rule, *, seed: int) -> Rule:
+def random_matched(rule: Rule, *, seed: int, times: Sequence[float] = ()) -> Rule:
     r"""Replace a rule's direction by a random one of the same length.
 
     .. math:: \lVert g \rVert \, \frac{\epsilon}{\lVert \epsilon \rVert}, \qquad
@@ -23,8 +24,9 @@ def random_matched(rule: Rule, *, seed: int) -> Rule:
     Args:
         rule: Whose guidance g it stands in for.
         seed: Of the directions, >= 0; use another one for every chunk.
+        times: Flow times that will be asked: their directions are drawn together, at the first.
     """
-    directions = StepNoise(seed)
+    directions = StepNoise(seed, times)
 
     def push(look: Look) -> Push:
         found = rule.push(look)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import typing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,7 +69,7 @@ class SteeringSettings:
             too, to report the gain in value; drawn from the chunk's seed.
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is of another type or out of range.
     """
 
     mode: str = "off"
@@ -92,6 +94,8 @@ class SteeringSettings:
 
     def __post_init__(self) -> None:
         """Refuse what no rule can use."""
+        for name, kinds in _kinds().items():
+            _check_kind(name, getattr(self, name), kinds)
         if self.mode not in MODES:
             raise ConfigError(f"'mode' must be one of {', '.join(MODES)}: got '{self.mode}'.")
         for name, meaning in _COUNTS.items():
@@ -128,6 +132,12 @@ class SteeringSettings:
     def needs_critic(self) -> bool:
         """Whether this mode asks a critic."""
         return self.mode != "off"
+
+    @property
+    def bends(self) -> bool:
+        """Whether this mode asks the critic while the field is integrated."""
+        asked = self.weight > 0.0 or self.ratio > 0.0 or self.mode == "zero"
+        return self.mode in FIELD_MODES and asked
 
     @property
     def limits(self) -> Limits:
@@ -172,13 +182,15 @@ class SteeringSettings:
         """Inverse of `to_json`; reads the logs of version 0.1 too.
 
         Raises:
-            ConfigError: A name is unknown or a value out of range.
+            ConfigError: A name is unknown, or a value of another type or out of range.
         """
         values: dict[str, Any] = {
             name: math.inf if value == "inf" else value for name, value in plain.items()
         }
         if "twin" in values:
-            values["twin_rate"] = float(values.pop("twin"))
+            twin = values.pop("twin")
+            _check_kind("twin", twin, (bool,))
+            values["twin_rate"] = float(twin)
         if values.get("max_ratio", 0.0) is None:
             values["max_ratio"] = math.inf
         try:
@@ -195,6 +207,31 @@ _COUNTS = {
     "num_samples": "Candidates per chunk.",
     "ascent_steps": "Steps on the finished chunk.",
 }
+
+
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+}
+
+
+@functools.cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Field of `SteeringSettings` -> the types that its value may have."""
+    hints = typing.get_type_hints(SteeringSettings)
+    return {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
+
+
+def _check_kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    """Refuse a value of another type; an integer is a number, true and false are not."""
+    accepted = (*kinds, int) if float in kinds else kinds
+    fits = bool in kinds if isinstance(value, bool) else isinstance(value, accepted)
+    if not fits:
+        wanted = " or ".join(_WORDS[kind] for kind in kinds)
+        raise ConfigError(f"'{name}' must be {wanted}: got {value!r}.")
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,20 +16,29 @@ class StepNoise:
     """Standard normal noise that depends on seed, flow time and shape alone.
 
     It is drawn on the CPU, so a GPU and a CPU see the same numbers, and kept: what was asked
-    once is not drawn, nor moved to the device, again. Ask before a loop to keep it on the device.
+    once is not drawn, nor moved to the device, again.
+
+    Args:
+        seed: >= 0.
+        times: Flow times that will be asked: drawn and moved together, with the first one.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, times: Sequence[float] = ()) -> None:
         self._seed = seed
+        self._times = tuple(times)
         self._drawn: dict[tuple[float, torch.Size, torch.device, torch.dtype], Tensor] = {}
 
     def __call__(self, tau: float, shape: torch.Size, *, like: Tensor) -> Tensor:
         """Noise of this shape for this flow time, with the dtype and device of ``like``."""
-        key = (tau, torch.Size(shape), like.device, like.dtype)
-        if key not in self._drawn:
+        kind = (torch.Size(shape), like.device, like.dtype)
+        if (tau, *kind) not in self._drawn:
+            wanted = dict.fromkeys((tau, *(time for time in self._times if time < 1.0)))
+            missing = [time for time in wanted if (time, *kind) not in self._drawn]
             with torch.inference_mode(False):
-                self._drawn[key] = self._draw(tau, shape, like.dtype).to(like.device)
-        return self._drawn[key]
+                drawn = torch.stack([self._draw(time, shape, like.dtype) for time in missing])
+                for time, noise in zip(missing, drawn.to(like.device), strict=True):
+                    self._drawn[time, *kind] = noise
+        return self._drawn[tau, *kind]
 
     def reseed(self, seed: int) -> None:
         """Draw what was asked so far anew for another seed, into the tensors it is in.

@@ -18,6 +18,7 @@ FIELDS = (
     "guidance_norm",
     "ratio",
     "cosine",
+    "critic_ratio",
     "q",
     "q_min",
     "q_mean",
@@ -34,7 +35,7 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[Tensor, Tensor, Tensor, Slope | None]] = []
+        self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor, Slope | None]] = []
         self._filled: Tensor | None = None
 
     def __len__(self) -> int:
@@ -50,12 +51,17 @@ class Trace:
         """Take over a whole chunk from a loop that does not call `record`.
 
         Args:
-            columns: What `columns` would give, (10, T, B) float32. Replaces what was recorded.
+            columns: What `columns` would give, (11, T, B) float32. Replaces what was recorded.
         """
         self._filled = columns
 
     def record(
-        self, flow_time: Tensor, velocity: Tensor, guidance: Tensor | None, slope: Slope | None
+        self,
+        flow_time: Tensor,
+        velocity: Tensor,
+        guidance: Tensor | None,
+        slope: Slope | None,
+        critics: Tensor | None = None,
     ) -> None:
         """Note one step.
 
@@ -65,9 +71,13 @@ class Trace:
             guidance: What the rule adds to it (mode ``zero``: what it withheld), (B, H, A);
                 None where the rule adds nothing.
             slope: The critic's answer; None where it was not asked.
+            critics: The part of the guidance that comes from critics, before limits; None: all
+                of it does.
         """
         pushed = torch.zeros_like(velocity) if guidance is None else guidance
-        self._steps.append((flow_time.detach(), velocity.detach(), pushed.detach(), slope))
+        own = pushed if critics is None else critics
+        step = (flow_time.detach(), velocity.detach(), pushed.detach(), own.detach(), slope)
+        self._steps.append(step)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Everything recorded, name -> (T, B) float32, one row per evaluation of the field.
@@ -75,7 +85,8 @@ class Trace:
         That is one per denoising step with ``euler``, two with ``midpoint`` and ``heun`` (whose
         last step has one). Guidance is that of all rules together, real-time chunking included.
         ``velocity_norm`` and ``guidance_norm`` are norms over the whole chunk, ``ratio`` their
-        quotient (guidance over velocity), ``cosine`` the cosine between the two. ``q`` is the
+        quotient (guidance over velocity), ``cosine`` the cosine between the two, ``critic_ratio``
+        that of the critic's share alone, before limits where it is not alone. ``q`` is the
         aggregated value where the rule asked (most rules: at the clipped clean prediction),
         ``q_min``, ``q_mean`` and ``q_spread`` (population standard deviation) the members' there,
         ``clipped_share`` the share of components that were clipped before it was asked. NaN says:
@@ -87,14 +98,14 @@ class Trace:
 
     @torch.no_grad()
     def columns(self) -> Tensor:
-        """The arrays as one tensor where the loop ran, (10, T, B) float32 in order of `FIELDS`.
+        """The arrays as one tensor where the loop ran, (11, T, B) float32 in order of `FIELDS`.
 
         Nothing is read by the host, so that a loop can be captured together with it. At least
         one step must have been recorded.
         """
         if self._filled is not None:
             return self._filled
-        times, velocities, guidances, slopes = zip(*self._steps, strict=True)
+        times, velocities, guidances, critics, slopes = zip(*self._steps, strict=True)
         velocity = torch.stack(velocities).flatten(2)  # (T, B, H A)
         guidance = torch.stack(guidances).flatten(2)
         velocity_norm, guidance_norm = velocity.norm(dim=2), guidance.norm(dim=2)
@@ -104,6 +115,7 @@ class Trace:
             guidance_norm,
             guidance_norm / velocity_norm,
             (velocity * guidance).sum(dim=2) / (velocity_norm * guidance_norm),
+            torch.stack(critics).flatten(2).norm(dim=2) / velocity_norm,
             *_judged(slopes, like=velocity_norm),
         )
         return torch.stack([column.float() for column in columns])
@@ -113,7 +125,7 @@ def _judged(slopes: Sequence[Slope | None], *, like: Tensor) -> list[Tensor]:
     """What the critic said, (T, B) each; NaN in the rows of steps at which it was not asked."""
     answers = [slope for slope in slopes if slope is not None]
     if not answers:
-        return [torch.full_like(like, torch.nan)] * len(FIELDS[5:])
+        return [torch.full_like(like, torch.nan)] * len(FIELDS[6:])
     values = torch.stack([answer.values for answer in answers], dim=1)  # (E, T', B)
     clipped = torch.stack([answer.clipped for answer in answers]).flatten(2)
     said = (
