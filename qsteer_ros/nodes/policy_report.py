@@ -26,6 +26,7 @@ SHORTENED = ("guidance_dropped", "steps_dropped", "deadlines_missed")
 #: What is averaged over recent chunks, where a record has it.
 MEANS = (
     "ratio",
+    "critic_ratio",
     "cosine",
     "delta_q",
     "q_after",
@@ -131,14 +132,15 @@ class PolicyReport:
     def _note_strength(self, meta: Mapping[str, Any]) -> None:
         """How much of the policy's velocity is the critic's.
 
-        That is the ratio, where nothing but the critic guides; for ``noisy_gradient`` it is its
-        weight, the critic's share by definition: its guidance is long near the noise at any.
+        That is the critic's ratio, without what real-time chunking adds; for ``noisy_gradient``
+        it is its weight, the critic's share by definition: its guidance is long near the noise
+        at any.
         """
         steering = meta.get("steering", {})
         if meta["mode"] == "noisy_gradient" and not steering.get("ratio"):
             self._note("strength", steering.get("weight", 0.0))
-        elif meta["mode"] in GUIDED and meta.get("ratio") is not None and "running" not in meta:
-            self._note("strength", meta["ratio"])
+        elif meta["mode"] in GUIDED and meta.get("critic_ratio") is not None:
+            self._note("strength", meta["critic_ratio"])
 
     def _note_deadline(self, deadline: Mapping[str, Any] | None) -> None:
         if deadline is None:
@@ -173,8 +175,8 @@ class PolicyReport:
             )
         if self._mode not in GUIDED:
             return None
-        ratio, strength = self._recent.get("ratio"), self._recent.get("strength")
-        if ratio and (mean := float(np.mean(ratio))) < LEAST_RATIO:
+        strength = self._recent.get("strength")
+        if strength and (mean := float(np.mean(strength))) < LEAST_RATIO:
             return WARN, (
                 f"steering has no effect: guidance is {mean:.2g} of the velocity. Raise "
                 "'guidance_weight' or 'guidance_ratio', or check the critic."

@@ -391,12 +391,12 @@ def test_steering_without_effect_is_a_warning(bench):
     one.answered(1)
     assert one.report.summary("active")[0] == OK
     plan = one.loop._controller.report
-    meta = {**one.records[0].meta, "ratio": 1e-5}
+    meta = {**one.records[0].meta, "critic_ratio": 1e-5}
     for _ in range(100):
         one.report.chunk(meta, plan)
     level, sentence, _ = one.report.summary("active")
     assert level == WARN
     assert "steering has no effect" in sentence
     for _ in range(100):
-        one.report.chunk({**meta, "ratio": 3.0}, plan)
+        one.report.chunk({**meta, "critic_ratio": 3.0}, plan)
     assert "steering replaces the policy" in one.report.summary("active")[1]

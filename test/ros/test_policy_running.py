@@ -275,11 +275,13 @@ def test_every_mode_that_bends_the_field_is_judged_by_its_ratio(mode, bench):
     one = bench()
     one.loop.activate()
     one.answer_after(1000, 0)
-    assert "has no effect" in judged(one, mode=mode, ratio=1e-4)[1]
-    assert "replaces the policy" in judged(one, mode=mode, ratio=1.5)[1]
-    assert judged(one, mode=mode, ratio=0.3)[0] == OK
-    running = {"elapsed": 2, "committed": 1}  # its guidance is in the ratio too
-    assert judged(one, mode=mode, ratio=1.5, running=running)[0] == OK
+    assert "has no effect" in judged(one, mode=mode, critic_ratio=1e-4)[1]
+    assert "replaces the policy" in judged(one, mode=mode, critic_ratio=1.5)[1]
+    assert judged(one, mode=mode, critic_ratio=0.3)[0] == OK
+    running = {"elapsed": 2, "committed": 1}  # its guidance is in the ratio, not in the critic's
+    beside = {"ratio": 1.5, "running": running}
+    assert judged(one, mode=mode, critic_ratio=0.3, **beside)[0] == OK
+    assert "has no effect" in judged(one, mode=mode, critic_ratio=1e-4, **beside)[1]
 
 
 def test_the_noisy_gradient_is_judged_by_its_share_unless_it_follows_a_ratio(bench):
@@ -287,10 +289,10 @@ def test_the_noisy_gradient_is_judged_by_its_share_unless_it_follows_a_ratio(ben
     one.loop.activate()
     one.answer_after(1000, 0)
     mode = {"mode": "noisy_gradient"}
-    assert judged(one, **mode, ratio=3.0, steering={"weight": 0.3, "ratio": 0.0})[0] == OK
-    found = judged(one, **mode, ratio=3.0, steering={"weight": 1.2, "ratio": 0.0})[1]
+    assert judged(one, **mode, critic_ratio=3.0, steering={"weight": 0.3, "ratio": 0.0})[0] == OK
+    found = judged(one, **mode, critic_ratio=3.0, steering={"weight": 1.2, "ratio": 0.0})[1]
     assert "guidance is 1.2 of the velocity" in found
-    found = judged(one, **mode, ratio=3.0, steering={"weight": 0.3, "ratio": 3.0})[1]
+    found = judged(one, **mode, critic_ratio=3.0, steering={"weight": 0.3, "ratio": 3.0})[1]
     assert "guidance is 3 of the velocity" in found
 
 
@@ -300,7 +302,7 @@ def test_modes_that_bend_nothing_are_not_judged_by_a_ratio(mode, bench):
     one.loop.activate()
     one.answer_after(1000, 0)
     for ratio in (1e-5, 5.0, None):
-        assert judged(one, mode=mode, ratio=ratio)[0] == OK
+        assert judged(one, mode=mode, ratio=ratio, critic_ratio=ratio)[0] == OK
 
 
 def test_a_change_of_mode_starts_the_means_again(bench):
