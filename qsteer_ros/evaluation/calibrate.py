@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from qsteer_ros.critics.calibration import (
 )
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
+from qsteer_ros.evaluation.assignments import steering_values
 from qsteer_ros.evaluation.calibration_figure import FIGURE, calibration_figure
 from qsteer_ros.evaluation.calibration_text import table
 from qsteer_ros.evaluation.observed import Observed, from_episodes, from_play
@@ -273,17 +273,7 @@ def from_options(options: Mapping[str, Any]) -> CalibrationSettings:
         ConfigError: A value is out of range, or an assignment of ``--set`` is none.
     """
     steering = {"reduction": options["reduction"], "rho": options["rho"]}
-    for assignment in options["set"]:
-        name, equals, text = assignment.partition("=")
-        if not equals or name in ("mode", "weight", "ratio"):
-            raise ConfigError(
-                "'--set' must give a steering setting other than mode, weight and ratio as "
-                f"NAME=VALUE: got '{assignment}'."
-            )
-        try:
-            steering[name] = json.loads(text)
-        except ValueError:
-            steering[name] = text
+    steering |= steering_values(options["set"], elsewhere=("mode", "weight", "ratio", *steering))
     values = {e.name: options[e.name] for e in fields(CalibrationSettings) if e.name in options}
     values["modes"] = tuple(mode.strip() for mode in options["modes"].split(","))
     sampler = {e.name: options[e.name] for e in fields(Sampler) if e.name in options}
