@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.policies.running import (
     LATENCIES,
+    RunningChunk,
     RunningMemory,
     check_overlap,
     running_chunk,
@@ -16,7 +19,7 @@ from qsteer_ros.policies.running import (
 
 MS = 1_000_000
 DT = 50 * MS
-CHUNK = np.arange(10, dtype=np.float32).reshape(5, 2)
+CHUNK = np.arange(10, dtype=np.float32).reshape(5, 2) / 16
 
 
 def after(age_ms: float, latency_ms: float):
@@ -89,3 +92,22 @@ def test_chunks_that_are_executed_whole_cannot_be_continued() -> None:
     check_overlap(execute_steps=4, horizon=5)
     with pytest.raises(ConfigError, match="must be below the 5 actions in a chunk, got 5"):
         check_overlap(execute_steps=5, horizon=5)
+
+
+@pytest.mark.parametrize("odd", [5.0, -1.001, math.nan, math.inf])
+def test_a_running_chunk_that_no_policy_decides_is_refused(odd: float) -> None:
+    chunk = CHUNK.copy()
+    chunk[1, 0] = odd
+    RunningChunk(chunk, elapsed=2, committed=1)  # it is not read any more
+    with pytest.raises(ConfigError, match=f"finite and inside the action bounds.* {odd:g}"):
+        RunningChunk(chunk, elapsed=1, committed=1)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5, 2), ()])
+def test_a_running_chunk_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"must be \(H, A\), .* got shape \("):
+        RunningChunk(np.zeros(shape, dtype=np.float32), elapsed=1, committed=0)
+
+
+def test_actions_at_the_bounds_may_run() -> None:
+    RunningChunk(np.array([[1.0, -1.0]] * 3, dtype=np.float32), elapsed=1, committed=2)

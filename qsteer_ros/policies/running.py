@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.steering.gradient import NORMALISED
 from qsteer_ros.steering.guide import Rule
 from qsteer_ros.steering.rtc import rtc, shifted
 
@@ -24,14 +25,15 @@ class RunningChunk:
 
     Attributes:
         chunk: The running chunk, normalised, (H, A) float32. Its actions must mean the same as
-            those of the next one (not relative to another observation).
+            those of the next one (not relative to another observation). What of it is still to
+            come is finite and inside the action bounds, -1 to 1.
         elapsed: Control steps from its first action to the first action of the next chunk,
             1 to H.
         committed: Actions of the next chunk that will have been executed before it can take
             effect: the expected latency in control steps, rounded up; 0 to H - elapsed.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: A number is out of range, or the chunk cannot be executed.
     """
 
     chunk: NDArray[np.float32]
@@ -40,6 +42,11 @@ class RunningChunk:
 
     def __post_init__(self) -> None:
         """Refuse a promise that the running chunk cannot keep."""
+        if self.chunk.ndim != 2:
+            raise ConfigError(
+                "the running chunk must be (H, A), actions by their dimensions: got shape "
+                f"{self.chunk.shape}."
+            )
         horizon = len(self.chunk)
         if not 1 <= self.elapsed <= horizon:
             raise ConfigError(
@@ -51,6 +58,15 @@ class RunningChunk:
                 f"'committed' must be between 0 and the {horizon - self.elapsed} actions that "
                 f"the running chunk still has: got {self.committed}. Plan again sooner "
                 "(execute_steps), or decide faster."
+            )
+        low, high = NORMALISED
+        coming = self.chunk[self.elapsed :]
+        if not np.all((coming >= low) & (coming <= high)):  # NaN is neither
+            odd = coming[~((coming >= low) & (coming <= high))][0]
+            raise ConfigError(
+                f"the running chunk must be finite and inside the action bounds, {low:g} to "
+                f"{high:g}: it holds {odd:g}. Give the normalised chunk as it was decided, "
+                "clipped."
             )
 
 
