@@ -50,7 +50,9 @@ def test_the_seed_decides_the_choice_and_the_hash_tells(store: Path) -> None:
 def test_a_goal_leaves_other_episodes_out(store: Path) -> None:
     found = from_episodes(store, INTERFACE, count=100, seed=0, goal=2)
     assert set(found.features[:, 1].tolist()) == {1.0}
-    with pytest.raises(DataError, match="episodes of goal 3 whose decisions hold features: none"):
+    with pytest.raises(
+        DataError, match="of goal 3 whose decisions hold finite features: none"
+    ):
         from_episodes(store, INTERFACE, count=100, seed=0, goal=3)
 
 
@@ -80,9 +82,24 @@ def test_features_of_another_encoder_or_length_are_refused(store: Path) -> None:
     from_episodes(store, replace(INTERFACE, encoder_hash=None), count=10, seed=0)
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_not_finite_are_left_out_and_counted(store: Path) -> None:
+    rows = feature_rows(20, seed=1)
+    rows[3, 2], rows[7, 0] = np.nan, np.inf
+    log(store, "e3", rows)
+    log(store, "e4", np.full((2, 4), np.nan, np.float32))
+    found = from_episodes(store, INTERFACE, count=1000, seed=0)
+    assert found.source.count == 3 + 20 + 20 + 18
+    assert found.source.episodes == 4
+    assert np.isfinite(found.features.numpy()).all()
+    assert found.skipped == (
+        ("e3", "2 of its 20 rows are not finite"),
+        ("e4", "2 of its 2 rows are not finite"),
+    )
+
+
+def test_a_store_of_nothing_finite_is_refused_with_the_reason(tmp_path: Path) -> None:
     log(tmp_path, "e0", np.full((2, 4), np.nan, np.float32))
-    with pytest.raises(DataError, match="logged features must be finite"):
+    with pytest.raises(DataError, match=r"none does \(e0: 2 of its 2 rows are not finite\)"):
         from_episodes(tmp_path, INTERFACE, count=10, seed=0)
 
 

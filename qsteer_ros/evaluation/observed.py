@@ -29,7 +29,7 @@ class Observed:
     Attributes:
         features: (N, F), as the encoder gave them, not standardised.
         source: Their origin.
-        skipped: Folder and reason of every episode that gave none.
+        skipped: Folder and reason of every episode that gave none, or not all that it has.
     """
 
     features: Tensor
@@ -42,7 +42,8 @@ def from_episodes(
 ) -> Observed:
     """Features that decision records of logged episodes hold, spread evenly over the episodes.
 
-    Every episode gives equally many, drawn at random, unless it has fewer.
+    Every episode gives equally many, drawn at random, unless it has fewer. Rows that are not
+    finite are left out, and counted among what was skipped.
 
     Args:
         store: An episode, or a folder of episodes.
@@ -53,7 +54,7 @@ def from_episodes(
 
     Raises:
         ConfigError: The store does not exist, or its features are of another encoder.
-        DataError: No decision of the store holds features; the message says why.
+        DataError: No decision of the store holds finite features; the message says why.
     """
     rows: list[Float32] = []
     skipped: list[tuple[str, str]] = []
@@ -68,15 +69,19 @@ def from_episodes(
             continue
         found = [_features(record, interface, folder) for record in records]
         held = [row for row in found if row is not None]
-        if held:
-            rows.append(np.stack(held))
-        else:
+        finite = [row for row in held if np.all(np.isfinite(row))]
+        if finite:
+            rows.append(np.stack(finite))
+        if len(finite) < len(held):
+            odd = len(held) - len(finite)
+            skipped.append((folder.name, f"{odd} of its {len(held)} rows are not finite"))
+        elif not held:
             skipped.append((folder.name, f"its {len(records)} decisions hold no features"))
     if not rows:
         reason = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         of_goal = "" if goal is None else f" of goal {goal}"
         raise DataError(
-            f"'{store}' must hold episodes{of_goal} whose decisions hold features: none "
+            f"'{store}' must hold episodes{of_goal} whose decisions hold finite features: none "
             f"does{reason}. Record some with a policy: qsteer demo"
         )
     return _spread(rows, str(store), count=count, seed=seed, skipped=skipped)
@@ -126,8 +131,6 @@ def _features(record: DecisionRecord, interface: Interface, folder: Path) -> Flo
             f"{str(interface.encoder_hash)[:12]}: those of episode '{folder.name}' come from "
             f"{encoder[:12]}. Give episodes that were recorded with it."
         )
-    if not np.all(np.isfinite(row)):
-        raise DataError(f"logged features must be finite: those of '{folder.name}' are not.")
     return row.astype(np.float32)
 
 
