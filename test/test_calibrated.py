@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import functools
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from qsteer_ros.critics.calibration import (
     ValueStatistics,
 )
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.policies.calibrated import calibrated
+from qsteer_ros.flow import Sampler
+from qsteer_ros.policies import calibrated as module
 from qsteer_ros.steering.settings import FIELD_MODES, MODES, SteeringSettings
 
 CRITIC, POLICY = make_critic(), make_policy()
+calibrated = functools.partial(module.calibrated, sampler=Sampler())
 SOURCE = Observations("demo", 2, 30, "o" * 64)
 WEIGHTS = {mode: 0.01 * (k + 1) for k, mode in enumerate(FIELD_MODES)}
 
@@ -32,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
         settings = SteeringSettings(mode=mode).to_json()
         point = Point(weight, 0.05, 0.5, 0.1, 0.9, 0.01, 0.05)
         modes[mode] = ModeCalibration(
-            weight, 0.05, settings, {}, 0, SOURCE, "qsteer calibrate", (point,)
+            weight, 0.05, settings, asdict(Sampler()), 0, SOURCE, "qsteer calibrate", (point,)
         )
     values = (
         ValueStatistics("min", 0.0, -50.0, 9.0, 30, SOURCE),
@@ -99,6 +102,69 @@ def test_settings_that_the_mode_does_not_read_do_not_matter(folder: Path) -> Non
         mode="qgf", keep_jacobian=False, inverse_temperature=1.0, rho=2.0, max_ratio=0.1
     )
     assert calibrated(chosen, folder, CRITIC, POLICY, weight=True).weight == WEIGHTS["qgf"]
+
+
+OTHER_SAMPLERS = [
+    ("denoising_steps", Sampler(20)),
+    ("integrator", Sampler(integrator="heun")),
+    ("time_power", Sampler(time_power=2.0)),
+    ("times", Sampler(times=Sampler().flow_times)),
+]
+
+
+@pytest.mark.parametrize(("name", "sampler"), OTHER_SAMPLERS)
+@pytest.mark.parametrize(
+    ("mode", "estimate", "refused"),
+    [
+        ("bptt", "euler", True),
+        ("noisy_gradient", "euler", True),
+        ("qgf", "chain", True),
+        ("zero", "chain", True),
+        ("random_matched", "chain", True),
+        ("qgf", "euler", False),
+        ("qgf", "noisy", False),
+        ("qgf_jacobian", "chain", False),
+        ("qpilots_u", "chain", False),
+        ("qpilots_m", "euler", False),
+    ],
+)
+def test_a_weight_that_depends_on_the_steps_is_refused_with_another_sampler(
+    mode: str, estimate: str, refused: bool, name: str, sampler: Sampler, folder: Path
+) -> None:
+    chosen = SteeringSettings(mode=mode, estimate=estimate)
+    of_this_estimate(folder, mode, estimate)
+    assert calibrated(chosen, folder, CRITIC, POLICY, weight=True).weight == WEIGHTS[mode]
+    if refused:
+        message = f"mode '{mode}' must be used with the sampler .*'{name}' was .*, now it is"
+        with pytest.raises(ConfigError, match=message):
+            calibrated(chosen, folder, CRITIC, POLICY, sampler=sampler, weight=True)
+    else:
+        found = calibrated(chosen, folder, CRITIC, POLICY, sampler=sampler, weight=True)
+        assert found.weight == WEIGHTS[mode]
+    own = calibrated(replace(chosen, weight=3.0), folder, CRITIC, POLICY, sampler=sampler)
+    assert own.weight == 3.0
+
+
+def test_explicit_flow_times_are_the_same_sampler_after_a_file(folder: Path) -> None:
+    sampler = Sampler(2, times=(0.0, 0.3, 1.0))
+    of_this_estimate(folder, "bptt", "euler", sampler)
+    chosen = SteeringSettings(mode="bptt")
+    ask = functools.partial(calibrated, chosen, folder, CRITIC, POLICY, weight=True)
+    assert ask(sampler=replace(sampler, time_power=2.0)).weight == WEIGHTS["bptt"]
+    with pytest.raises(ConfigError, match=r"'times' was \[0.0, 0.3, 1.0\], now it is \[0.0, 0.4"):
+        ask(sampler=Sampler(2, times=(0.0, 0.4, 1.0)))
+
+
+def of_this_estimate(
+    folder: Path, mode: str, estimate: str, sampler: Sampler | None = None
+) -> None:
+    """Write the calibration anew, as one with this estimate and sampler would be."""
+    before = Calibration.load(folder, critic=CRITIC.hash, policy=POLICY.hash)
+    entry = before.modes[mode]
+    entry = replace(entry, settings={**entry.settings, "estimate": estimate})
+    if sampler is not None:
+        entry = replace(entry, sampler=asdict(sampler))
+    replace(before, modes={**before.modes, mode: entry}).save(folder)
 
 
 @pytest.mark.parametrize("weight", [False, True])

@@ -222,3 +222,11 @@ def test_every_mode_runs_with_its_default_and_with_its_calibrated_weight() -> No
     )
     with pytest.raises(ConfigError, match="'estimate' was euler, now it is noisy"):
         evaluate(bad)
+
+
+def test_a_calibrated_weight_is_refused_with_a_sampler_that_it_was_not_found_with() -> None:
+    settings = EvaluationSettings(
+        arms=("bptt",), episodes=1, true_pose=True, calibrated=True, denoising_steps=3
+    )
+    with pytest.raises(ConfigError, match="'denoising_steps' was 10, now it is 3"):
+        evaluate(settings)

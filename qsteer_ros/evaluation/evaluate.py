@@ -289,6 +289,7 @@ class _Runner:
             self._critic_folder(goal),
             self._critic(goal),
             self._policy,
+            sampler=self._settings.sampler,
             weight=self._settings.calibrated and ":" not in arm,
         )
 

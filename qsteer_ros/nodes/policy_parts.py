@@ -127,6 +127,7 @@ def _settings(
         parameters.critic,
         critic,
         policy,
+        sampler=parameters.sampler(),
         weight=parameters.guidance == "calibrated",
     )
 

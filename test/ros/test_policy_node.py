@@ -601,6 +601,17 @@ def test_a_critic_without_its_calibration_is_refused_live_and_the_old_one_goes_o
         assert newest_with(arm, lambda m: True).meta["steering"] == before
 
 
+def test_a_calibrated_weight_is_refused_live_with_other_steps_and_the_node_goes_on(context):
+    with running(context, steering="bptt", guidance="calibrated") as arm:
+        arm.drive_to("active")
+        newest_with(arm, lambda m: m["mode"] == "bptt")
+        with pytest.raises(ConfigError, match="'denoising_steps' was 10, now it is 5"):
+            arm.set(denoising_steps=5)
+        newest_with(arm, lambda m: m["sampler"]["denoising_steps"] == 10)
+        arm.set(steering="qgf", denoising_steps=5)
+        newest_with(arm, lambda m: m["sampler"]["denoising_steps"] == 5)
+
+
 @pytest.mark.parametrize("name", ["bare", "foreign"])
 def test_a_critic_without_its_calibration_leaves_the_node_unconfigured(context, critics, name):
     with running(context, steering="qgf", guidance="calibrated", critic=critics[name]) as arm:
