@@ -50,9 +50,7 @@ def test_the_seed_decides_the_choice_and_the_hash_tells(store: Path) -> None:
 def test_a_goal_leaves_other_episodes_out(store: Path) -> None:
     found = from_episodes(store, INTERFACE, count=100, seed=0, goal=2)
     assert set(found.features[:, 1].tolist()) == {1.0}
-    with pytest.raises(
-        DataError, match="of goal 3 whose decisions hold finite features: none"
-    ):
+    with pytest.raises(DataError, match="of goal 3 whose decisions hold finite features: none"):
         from_episodes(store, INTERFACE, count=100, seed=0, goal=3)
 
 
