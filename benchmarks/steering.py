@@ -113,9 +113,12 @@ def measure(workers, configuration, arguments, say):
                 say(f"{name}: turn {turn + 1}, {len(due)} of {len(rows)} rows")
                 worker, method, engine = key
                 so_far = rows[key]["times"]
-                slow = bool(so_far) and float(np.median(so_far)) > 20.0
+                typical = float(np.median(so_far)) if so_far else 0.0
                 start = time.perf_counter()
-                so_far += worker.ask(method=method, engine=engine, count=1 if slow else 5)["times"]
+                so_far += worker.ask(
+                    method=method, engine=engine, count=5 if 0.0 < typical < 20.0 else 1,
+                    warm=typical < 300.0,
+                )["times"]  # fmt: skip
                 spent[key] += time.perf_counter() - start
     except KeyboardInterrupt:
         interrupted = True

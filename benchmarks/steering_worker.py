@@ -50,18 +50,14 @@ def prepare(question, calls):
         with torch.no_grad():
             expected = np.asarray(engines.readable(task, *task.parts))
             made = engines.prepared(task, question["engines"])
-            differences = {
-                name: float(np.abs(np.asarray(call()) - expected).max() / np.abs(expected).max())
-                for name, (call, _) in made.items()
-            }
         one = engines.Task(method, chunk, question["members"], 1)
         one.__dict__["parts"] = task.parts
         passes = counted(*task.parts, lambda *parts, one=one: engines.readable(one, *parts), 1)
-        for name, (call, first_s) in made.items():
+        for name, (call, first_s, result) in made.items():
             calls[method, name] = call
             found[f"{method} {name}"] = {
                 "first_s": first_s,
-                "differs": differences[name],
+                "differs": float(np.abs(result - expected).max() / np.abs(expected).max()),
                 "passes": vars(passes),
                 "total": passes.total,
             }
@@ -69,14 +65,15 @@ def prepare(question, calls):
 
 
 def time_it(question, calls):
-    """Wall times of some calls of one row, ms, after one that is not counted."""
+    """Wall times of some calls of one row, ms; with ``warm`` after one that is not counted."""
     import torch
 
     call = calls[question["method"], question["engine"]]
     times = []
     with torch.no_grad():
         time.sleep(0.005)  # spinning threads of the one before go to sleep
-        call()
+        if question["warm"]:
+            call()
         for _ in range(question["count"]):
             start_ns = time.perf_counter_ns()
             call()
