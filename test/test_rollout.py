@@ -16,13 +16,8 @@ if find_spec("mujoco") is None or find_spec("ogbench") is None:
 from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.evaluation.evaluate import (
-    EvaluationSettings,
-    evaluate,
-    from_options,
-    parse_arm,
-    table,
-)
+from qsteer_ros.evaluation.evaluate import evaluate, table
+from qsteer_ros.evaluation.evaluation_settings import EvaluationSettings, from_options, parse_arm
 from qsteer_ros.evaluation.rollout import Links, Rollout
 from qsteer_ros.motion.controller import ChunkController
 from qsteer_ros.motion.decoder import make_decoder

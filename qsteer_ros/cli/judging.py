@@ -58,7 +58,8 @@ def add_evaluate(verbs: Verbs) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from qsteer_ros.evaluation.evaluate import evaluate, from_options, table
+    from qsteer_ros.evaluation.evaluate import evaluate, table
+    from qsteer_ros.evaluation.evaluation_settings import from_options
 
     say(table(evaluate(from_options(vars(arguments)), arguments.out)))
 
