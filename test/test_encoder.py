@@ -12,13 +12,8 @@ import torch
 
 from qsteer_ros import checkpoints
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.policies.encoder import (
-    CubeNetwork,
-    Encoder,
-    encoder_config,
-    load_network,
-    soft_argmax,
-)
+from qsteer_ros.policies.encoder import Encoder, encoder_config, load_network
+from qsteer_ros.policies.encoder_network import CubeNetwork, soft_argmax
 from qsteer_ros.policies.features import FEATURE_NAMES
 from qsteer_ros.types import Observation, RobotState
 

@@ -23,7 +23,8 @@ from qsteer_ros.learning.trainer import (
     train,
     warmup_cosine,
 )
-from qsteer_ros.policies.encoder import PROPRIO_INDEX, CubeNetwork, ViewNetwork, encoder_config
+from qsteer_ros.policies.encoder import encoder_config
+from qsteer_ros.policies.encoder_network import PROPRIO_INDEX, CubeNetwork, ViewNetwork
 from qsteer_ros.policies.features import LENGTH_SCALE, TABLE_CENTRE_M
 
 STD_FLOOR = 0.1
