@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.replay.bag import write_atomically
+from qsteer_ros.replay.durable import write_atomically
 
 FILE = "calibration.json"
 FORMAT = "qsteer_calibration"

@@ -12,7 +12,7 @@ from qsteer_ros.evaluation import figures, page
 from qsteer_ros.evaluation.collected import Collected, collect
 from qsteer_ros.evaluation.showcase import pictures, shown, strips
 from qsteer_ros.evaluation.statistics import paired_sign_test, wilson_interval
-from qsteer_ros.replay.bag import write_atomically
+from qsteer_ros.replay.durable import write_atomically
 from qsteer_ros.types import Array
 
 REPORT = "report.html"

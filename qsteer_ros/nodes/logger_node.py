@@ -41,10 +41,10 @@ from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.nodes.logger_streams import LoggerStreams
 from qsteer_ros.nodes.messages import ERROR, OK, WARN, to_diagnostics
 from qsteer_ros.nodes.parameters import declare, param
-from qsteer_ros.replay.bag import Topic
 from qsteer_ros.replay.intake import Announcement, Intake
 from qsteer_ros.replay.recorder import Recorder
 from qsteer_ros.replay.records import LoggedMessage
+from qsteer_ros.replay.topic import Topic
 
 TICK_S = 0.02
 LATCHED = QoSProfile(

@@ -20,7 +20,7 @@ from std_msgs.msg import Bool, Float64, String, UInt8MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from qsteer_ros.motion.robot import RobotFile
-from qsteer_ros.replay.bag import Qos, Topic
+from qsteer_ros.replay.topic import Qos, Topic
 
 DEPTH = 200
 #: Roles with one publisher, whose own count tells what was lost on the way; cameras besides.

@@ -31,8 +31,8 @@ from qsteer_ros.nodes.lifecycle import RemoteNode
 from qsteer_ros.nodes.messages import from_stamp, to_stamp
 from qsteer_ros.nodes.parameters import declare, param
 from qsteer_ros.nodes.waiting import REPEAT_S, Foreground, Stopped
-from qsteer_ros.replay.bag import write_atomically
 from qsteer_ros.replay.divergence import Divergence, compare
+from qsteer_ros.replay.durable import write_atomically
 from qsteer_ros.replay.reader import EpisodeReader, JointTrack
 
 CONTROL_DT_NS = 50_000_000

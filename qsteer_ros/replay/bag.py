@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,13 +18,13 @@ import yaml
 from mcap.writer import CompressionType, Writer
 
 from qsteer_ros.errors import DataError
-from qsteer_ros.replay.definitions import definition
+from qsteer_ros.replay.durable import write_atomically
+from qsteer_ros.replay.topic import Qos, Topic
 
 METADATA = "metadata.yaml"
 BAG_VERSION = 9
 CHUNK_BYTES = 64 * 1024
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-INFINITE = {"sec": 9223372036, "nsec": 854775807}
 
 
 class _NoAliases(_Dumper):  # type: ignore[misc,valid-type]
@@ -35,66 +34,10 @@ class _NoAliases(_Dumper):  # type: ignore[misc,valid-type]
         return True
 
 
-@dataclass(frozen=True)
-class Qos:
-    """What the publisher of a topic offers.
-
-    Attributes:
-        reliability: ``reliable`` or ``best_effort``.
-        durability: ``volatile`` or ``transient_local``.
-        depth: Messages kept.
-    """
-
-    reliability: str = "reliable"
-    durability: str = "volatile"
-    depth: int = 10
-
-    def profile(self) -> dict[str, Any]:
-        """The profile as rosbag2 writes it since version 9."""
-        return {
-            "history": "keep_last",
-            "depth": self.depth,
-            "reliability": self.reliability,
-            "durability": self.durability,
-            "deadline": dict(INFINITE),
-            "lifespan": dict(INFINITE),
-            "liveliness": "automatic",
-            "liveliness_lease_duration": dict(INFINITE),
-            "avoid_ros_namespace_conventions": False,
-        }
-
-
 @lru_cache(maxsize=64)
 def _profile_text(qos: Qos) -> str:
     """The profile as a channel of the MCAP file carries it."""
     return str(yaml.dump([qos.profile()], Dumper=_NoAliases, sort_keys=False)).strip()
-
-
-@dataclass(frozen=True)
-class Topic:
-    """One topic of a bag.
-
-    Attributes:
-        name: Resolved name, starting with a slash.
-        type: Message type, ``package/msg/Name``.
-        role: What the topic is to this package, for example ``camera/front`` or ``joint_states``.
-        qos: What its publisher offers.
-        period_ns: Nominal time between two header stamps, for counting gaps; None when irregular.
-        definition: Definition text; empty takes the standard one.
-        type_hash: RIHS01 hash that belongs to ``definition``.
-    """
-
-    name: str
-    type: str
-    role: str = "extra"
-    qos: Qos = Qos()
-    period_ns: int | None = None
-    definition: str = ""
-    type_hash: str = ""
-
-    def text_and_hash(self) -> tuple[str, str]:
-        """Definition text and hash, the standard ones unless the topic brings its own."""
-        return (self.definition, self.type_hash) if self.definition else definition(self.type)
 
 
 class _HashedFile:
@@ -285,26 +228,6 @@ class BagWriter:
             sort_keys=False,
         )
         write_atomically(self.folder / METADATA, text)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file: a crash leaves the old one or the new one, and the disk has it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's entries."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.replay.bag import write_atomically
+from qsteer_ros.replay.durable import write_atomically
 
 EPISODE = "episode.json"
 FORMAT = "qsteer_episode"

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.replay.bag import Topic
 from qsteer_ros.replay.definitions import deserialize
 from qsteer_ros.replay.episode import OUTCOMES, Episode
 from qsteer_ros.replay.reader import read_event
 from qsteer_ros.replay.recorder import Recorder
 from qsteer_ros.replay.records import LoggedMessage
+from qsteer_ros.replay.topic import Topic
 
 MS = 1_000_000
 LEAST_DRAIN_NS = 100 * MS

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qsteer_ros.errors import ConfigError, DataError, QsteerError
-from qsteer_ros.replay.bag import Topic
 from qsteer_ros.replay.episode import Episode
 from qsteer_ros.replay.records import LoggedMessage
+from qsteer_ros.replay.topic import Topic
 from qsteer_ros.replay.writer import EpisodeWriter
 
 

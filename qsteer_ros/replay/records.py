@@ -18,7 +18,7 @@ from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import CRCValidationError, StreamReader, breakup_chunk
 
 from qsteer_ros.errors import DataError
-from qsteer_ros.replay.bag import Qos, Topic
+from qsteer_ros.replay.topic import Qos, Topic
 
 _DAMAGE = (McapError, CRCValidationError, struct.error, ValueError, OverflowError, MemoryError)
 

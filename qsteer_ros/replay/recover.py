@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.replay.bag import Topic, sync_folder
+from qsteer_ros.replay.durable import sync_folder
 from qsteer_ros.replay.episode import Episode, recovered_folder
 from qsteer_ros.replay.reader import read_event
 from qsteer_ros.replay.records import BagScan, bag_file
+from qsteer_ros.replay.topic import Topic
 from qsteer_ros.replay.writer import EpisodeWriter
 
 _ROLES = {

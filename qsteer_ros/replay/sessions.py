@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.replay.bag import write_atomically
+from qsteer_ros.replay.durable import write_atomically
 
 SESSION = "session.json"
 STORE = "episodes"

@@ -19,10 +19,12 @@ from typing import Any
 
 from qsteer_ros import __version__
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.replay.bag import BagWriter, Topic, sync_folder
+from qsteer_ros.replay.bag import BagWriter
 from qsteer_ros.replay.definitions import has_header, header_stamp_ns
+from qsteer_ros.replay.durable import sync_folder
 from qsteer_ros.replay.episode import CLOSED, OUTCOMES, RECORDING, Episode, TopicCount
 from qsteer_ros.replay.gaps import lost_messages, missing_frames
+from qsteer_ros.replay.topic import Topic
 
 
 class EpisodeWriter:
