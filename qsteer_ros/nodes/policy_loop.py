@@ -11,39 +11,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from qsteer_ros.deadline import Deadline
 from qsteer_ros.errors import DataError, QsteerError, StaleObservation
 from qsteer_ros.motion.controller import ChunkController, NotFollowing
 from qsteer_ros.nodes.observations import SET_BACK_NS, ObservationAssembler
-from qsteer_ros.nodes.policy_pace import Reserve
+from qsteer_ros.nodes.policy_memory import ChunkMemory
+from qsteer_ros.nodes.policy_outlets import Outlets
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.nodes.policy_parts import Parts
 from qsteer_ros.nodes.policy_records import with_path
 from qsteer_ros.nodes.policy_report import PolicyReport
 from qsteer_ros.policies.bookkeeping import chunk_seed
 from qsteer_ros.policies.recording import Decision
-from qsteer_ros.policies.running import RunningChunk, RunningMemory
-from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.types import JointPath, Observation
 
 _NEVER_NS = -(2**62)
-
-
-@dataclass(frozen=True)
-class Outlets:
-    """Where results go. All are called from the loop's threads.
-
-    Attributes:
-        path: A path and the ROS time of its time 0.
-        record: The record of a published chunk.
-        warn: A sentence for the log; it limits its own rate.
-    """
-
-    path: Callable[[JointPath, int], None]
-    record: Callable[[DecisionRecord], None]
-    warn: Callable[[str], None]
 
 
 class PolicyLoop:
@@ -82,16 +64,13 @@ class PolicyLoop:
         self._report = report
         self._clock_step_ns = clock_step_ns
         self._controller = ChunkController(parts.robot, parts.decoder, parameters.execute_steps)
-        self._reserve = Reserve()
-        self._running = RunningMemory(parts.robot.control_dt_ns)
+        self._memory = ChunkMemory(parts.robot.control_dt_ns)
         self._changed = threading.Condition(threading.RLock())
         self._stopping = False
         self._active = False
         self._activation = 0  # counts activations: an answer begun in another one is dropped
         self._since_ns = _NEVER_NS
         self._tried_ns = _NEVER_NS
-        self._chunk = 0
-        self._numbering = 0  # counts how often the numbers of chunks began again
         self._held = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -108,14 +87,14 @@ class PolicyLoop:
         """
         with self._changed:
             self._controller.reset()
-            self._running.clear()
+            self._memory.clear_running()
             self._clock_step_ns()  # what happened before is of no interest
             self._report.activated()
             self._activation += 1
             self._active = True
             self._since_ns = self._now_ns()
             self._tried_ns = _NEVER_NS
-            self._restart_numbers()
+            self._memory.restart()
             self._held = False
 
     def deactivate(self) -> None:
@@ -141,7 +120,7 @@ class PolicyLoop:
             self._controller.execute_steps = parameters.execute_steps
             self._assembler.limits = parameters.age_limits()
             if restart:
-                self._restart_numbers()
+                self._memory.restart()
 
     def notify(self) -> None:
         """Something has arrived."""
@@ -194,7 +173,7 @@ class PolicyLoop:
             return False
         if stamp_ns < self._tried_ns - SET_BACK_NS:  # the clock was set back
             self._controller.reset()
-            self._running.forget()
+            self._memory.forget_running()
             self._tried_ns = self._since_ns = _NEVER_NS
         new = stamp_ns > self._tried_ns and stamp_ns >= self._since_ns
         return new and self._controller.wants(stamp_ns)
@@ -203,16 +182,17 @@ class PolicyLoop:
         start_ns = time.perf_counter_ns()
         began_ns = time.monotonic_ns()
         with self._changed:
-            parts, parameters, chunk = self._parts, self._parameters, self._chunk
-            numbering = self._numbering
+            parts, parameters, number = self._parts, self._parameters, self._memory.number
             self._tried_ns = self._assembler.newest_stamp_ns() or self._tried_ns
         observation = self._assembler.assemble(self._now_ns())
         assembled_ns = time.perf_counter_ns()
+        with self._changed:
+            running = self._memory.continued(observation.stamp_ns, parameters)
         decision = parts.steered.decide(
             observation,
-            seed=chunk_seed(parameters.seed, chunk),
-            running=self._continued(observation, parameters),
-            deadline=self._deadline(parts, parameters, began_ns),
+            seed=chunk_seed(parameters.seed, number[1]),
+            running=running,
+            deadline=self._memory.deadline(parts, parameters, began_ns),
         )
         with self._changed:
             if activation != self._activation or not self._active or self._check_clock():
@@ -220,11 +200,9 @@ class PolicyLoop:
             self._tried_ns = max(self._tried_ns, observation.stamp_ns)
             decided_ns = time.perf_counter_ns()
             path, published_ns, effective_ns = self._publish(decision, observation, parameters)
-            if numbering == self._numbering:
-                self._chunk = chunk + 1
-                self._running.published(
-                    decision.chunk, stamp_ns=observation.stamp_ns, effective_ns=effective_ns
-                )
+            self._memory.published(
+                number, decision, stamp_ns=observation.stamp_ns, effective_ns=effective_ns
+            )
             plan = self._controller.report
         if plan is None:  # plan() has just set it, under the lock
             raise AssertionError
@@ -235,34 +213,16 @@ class PolicyLoop:
         record = with_path(decision, observation, path, plan, parts, parameters)
         record = record.extended(
             meta={
-                "chunk_index": chunk,
+                "chunk_index": number[1],
                 "published_ns": published_ns,
                 "effective_ns": effective_ns,
                 "latency_ms": (published_ns - observation.stamp_ns) / 1e6,
                 "timings_ns": {**record.meta["timings_ns"], **stages},
             }
         )
-        self._reserve.saw(record.meta["timings_ns"])
+        self._memory.saw(record.meta["timings_ns"])
         self._report.chunk(record.meta, plan)
         self._outlets.record(record)
-
-    def _continued(
-        self, observation: Observation, parameters: PolicyParameters
-    ) -> RunningChunk | None:
-        """The running chunk, where it is continued."""
-        if not parameters.real_time_chunking:
-            return None
-        with self._changed:
-            return self._running.at(observation.stamp_ns)
-
-    def _deadline(
-        self, parts: Parts, parameters: PolicyParameters, began_ns: int
-    ) -> Deadline | None:
-        if parts.pace is None:
-            return None
-        return self._reserve.deadline(
-            parts.pace, start_ns=began_ns, longest_s=parameters.deadline_s
-        )
 
     def _publish(
         self, decision: Decision, observation: Observation, parameters: PolicyParameters
@@ -291,7 +251,7 @@ class PolicyLoop:
 
     def _hold(self) -> None:
         """Send a running path to rest; called with the lock held."""
-        self._running.forget()
+        self._memory.forget_running()
         if self._check_clock():
             return
         effective_ns = self._now_ns() + round(self._parameters.lead_s * 1e9)
@@ -318,7 +278,7 @@ class PolicyLoop:
             self._since_ns = max(self._since_ns, commanded.end_ns + step_ns)
         self._tried_ns = _NEVER_NS
         self._controller.reset()
-        self._running.forget()
+        self._memory.forget_running()
         self._assembler.clear()
         reason = (
             f"the clock must not be set while the arm moves: it was, by {step_ns * 1e-9:.3f} s. "
@@ -328,11 +288,6 @@ class PolicyLoop:
         self._outlets.warn(reason)
         return True
 
-    def _restart_numbers(self) -> None:
-        self._chunk = 0
-        self._numbering += 1
-        self._running.forget()
-
     def _forget_running(self) -> None:
         with self._changed:
-            self._running.forget()
+            self._memory.forget_running()

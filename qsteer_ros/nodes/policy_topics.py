@@ -19,7 +19,7 @@ from trajectory_msgs.msg import JointTrajectory
 from qsteer_ros.errors import DataError
 from qsteer_ros.nodes import messages
 from qsteer_ros.nodes.observations import ObservationAssembler
-from qsteer_ros.nodes.policy_loop import Outlets
+from qsteer_ros.nodes.policy_outlets import Outlets
 from qsteer_ros.nodes.policy_parts import Parts
 
 #: Half a second and more of joint states: none is missing at a frame when the machine is busy.
