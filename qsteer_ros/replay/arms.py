@@ -27,11 +27,11 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
         "zero": 0.04,
         "random_matched": 0.04,
         "qgf": 0.04,
-        "qgf_jacobian": 0.04,
+        "qgf_jacobian": 0.1,
         "qpilots_u": 0.15,
         "qpilots_m": 0.15,
         "noisy_gradient": 0.01,
-        "bptt": 0.02,
+        "bptt": 0.1,
         "gradient_step": 0.05,
     }
 )
