@@ -96,7 +96,6 @@ def block(
     m_inverse = ct[DEPTH] * rows
     cinverse = rest[o : o + members * m_inverse]
     # ---- the loop
-    noted = rows * fwide if choices[PULL] else 0
     for i in range(count):
         for j in range(size):
             x[i, j] = noise[low + i, j]
@@ -104,8 +103,9 @@ def block(
         remaining = f32(1) - times[k]
         for j in range(along.shape[1]):
             start[j] = base[j] + along[k, j]
-        forward(fw, 0, ft, start, x, rows, z, a, fcentred, fslope, finverse, u, sums, noted)
         asked = k >= choices[FIRST]
+        noted = rows * fwide if asked and choices[PULL] else 0
+        forward(fw, 0, ft, start, x, rows, z, a, fcentred, fslope, finverse, u, sums, noted)
         if asked:
             for i in range(count):
                 judge_at(

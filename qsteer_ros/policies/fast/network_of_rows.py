@@ -1,6 +1,6 @@
 """One network for many rows, forwards and backwards."""
 
-from qsteer_ros.policies.fast.arithmetic import activate, f32, unactivate
+from qsteer_ros.policies.fast.arithmetic import activate, activate_only, f32, unactivate
 from qsteer_ros.policies.fast.building import inner
 from qsteer_ros.policies.fast.packing import (
     BACK,
@@ -30,7 +30,10 @@ def up(size):
 def forward(
     weights, base, table, start, x, rows, z, a, centred, slope, inverse, out, sums, stride
 ):  # fmt: skip
-    """As `one_row.forward`, for the first rows; ``out`` (rows, padded outputs)."""
+    """As `one_row.forward`, for the first rows; ``out`` (rows, padded outputs).
+
+    Of layers ``stride`` apart, what the way back needs is kept; 0: there is no way back.
+    """
     depth, wide = table[DEPTH], table[WIDEST]
     width = table[LAYERS + WIDTH]
     inputs = up(table[CHUNK])
@@ -38,19 +41,22 @@ def forward(
     for layer in range(depth):
         row = table[LAYERS + ROW * layer :]
         width = row[WIDTH]
-        scale = base + row[SCALE]
-        shift = base + row[SHIFT]
+        scale = weights[base + row[SCALE] : base + row[SCALE] + width]
+        shift = weights[base + row[SHIFT] : base + row[SHIFT] + width]
         for i in range(rows):
-            here = layer * stride + i * wide
-            inverse[layer * rows + i] = activate(
-                z[i, :width],
-                weights[scale : scale + width],
-                weights[shift : shift + width],
-                row[NORM],
-                a[i, :width],
-                centred[here : here + width],
-                slope[here : here + width],
-            )
+            if stride:
+                here = layer * stride + i * wide
+                inverse[layer * rows + i] = activate(
+                    z[i, :width],
+                    scale,
+                    shift,
+                    row[NORM],
+                    a[i, :width],
+                    centred[here : here + width],
+                    slope[here : here + width],
+                )
+            else:
+                activate_only(z[i, :width], scale, shift, row[NORM], a[i, :width])
             for c in range(width, up(width)):
                 a[i, c] = f32(0)
         after = row[ROW:]
