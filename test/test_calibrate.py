@@ -75,8 +75,13 @@ def load(critic: Path, policy: Path) -> Calibration:
 
 
 def test_the_command_writes_file_and_picture_and_prints_the_curve(
-    critic: Path, policy: Path, store: Path, capsys: pytest.CaptureFixture[str]
+    critic: Path,
+    policy: Path,
+    store: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["qsteer", "calibrate", "--ratio", "0.1"])
     assert run(critic, policy, store, "--modes", "qgf,qpilots_u", "--ratio", "0.1") == 0
     said = capsys.readouterr().out
     assert f"{COUNT} observations of 2 episodes" in said
@@ -86,7 +91,7 @@ def test_the_command_writes_file_and_picture_and_prints_the_curve(
         assert entry.found.ratio == pytest.approx(0.1, rel=0.01)
         assert len(entry.curve) == len(FACTORS)
         assert entry.sampler["denoising_steps"] == 4
-        assert entry.command.startswith("qsteer ")
+        assert entry.command == "qsteer calibrate --ratio 0.1"
         assert (entry.observations.episodes, entry.observations.count) == (2, COUNT)
         assert f"{mode}: weight {entry.weight:g} gives ratio {entry.found.ratio:.3g}" in said
         assert said.count(f">{entry.weight:9.4g}") == 1

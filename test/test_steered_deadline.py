@@ -11,6 +11,7 @@ import torch
 from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation
 
 from qsteer_ros.deadline import Deadline, DeadlineRecord
+from qsteer_ros.errors import ConfigError
 from qsteer_ros.policies.recording import Decision
 from qsteer_ros.policies.running import RunningChunk
 from qsteer_ros.policies.steered import SteeredPolicy
@@ -137,3 +138,18 @@ def test_a_weight_of_zero_has_no_guidance_to_drop() -> None:
         record = policy.decide(observation(), seed=3, deadline=partly(), running=running).record
         assert record.meta["deadline"]["guidance"] == "none"
         assert record.meta["displacement"] == 0.0
+
+
+def test_steps_of_a_guidance_that_was_given_up_midway_are_not_in_the_trace() -> None:
+    costs = StepCosts([0, 0, 0, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER], [0] * 10)
+    deadline = Deadline(time.monotonic_ns() + 3600 * 10**9, costs)
+    record = decided("qgf", deadline).record
+    assert record.meta["deadline"]["guidance"] == "dropped"
+    assert record.meta["deadline"]["dropped_at"] == 3
+    assert not [name for name in record.tensors if name.startswith("step_")]
+
+
+def test_a_running_chunk_of_another_shape_is_refused_before_anything_is_sampled() -> None:
+    longer = RunningChunk(np.zeros((4, 2), dtype=np.float32), 1, 1)
+    with pytest.raises(ConfigError, match=r"shape of the policy's, \(3, 2\): got \(4, 2\)"):
+        decided("qgf", None, running=longer)

@@ -23,6 +23,7 @@ from qsteer_ros.critics.calibration import (
     ValueStatistics,
 )
 from qsteer_ros.critics.critic import Critic
+from qsteer_ros.critics.statistics import RunningStatistics
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.evaluation.assignments import steering_values
 from qsteer_ros.evaluation.calibration_figure import FIGURE, calibration_figure
@@ -252,14 +253,15 @@ def _statistics(values: Tensor, rho: float, source: Observations) -> tuple[Value
     found = []
     for reduction in ensemble.REDUCTIONS:
         used = rho if reduction == "pessimistic" else 0.0
-        q = ensemble.aggregate(reduction, rho=used)(values).double()
+        seen = RunningStatistics()
+        seen.update(ensemble.aggregate(reduction, rho=used)(values))
         found.append(
             ValueStatistics(
                 reduction=reduction,
                 rho=used,
-                q_mean=float(f"{q.mean():.8g}"),
-                q_std=float(f"{q.std(unbiased=False):.8g}"),
-                q_count=len(q),
+                q_mean=float(f"{seen.mean:.8g}"),
+                q_std=float(f"{seen.std:.8g}"),
+                q_count=seen.count,
                 observations=source,
             )
         )

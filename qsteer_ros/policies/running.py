@@ -75,8 +75,16 @@ def continuation(running: RunningChunk, *, like: Tensor) -> Rule:
 
     Args:
         running: What is being executed.
-        like: Noise of the next chunk; gives device and type.
+        like: Noise of the next chunk; gives shape, device and type.
+
+    Raises:
+        ConfigError: The running chunk has another shape.
     """
+    if running.chunk.shape != tuple(like.shape[1:]):
+        raise ConfigError(
+            f"the running chunk must have the shape of the policy's, {tuple(like.shape[1:])}: got "
+            f"{running.chunk.shape}. Nothing was sampled."
+        )
     chunk = torch.from_numpy(np.ascontiguousarray(running.chunk)).to(like)
     return rtc(
         shifted(chunk, running.elapsed),

@@ -22,7 +22,8 @@ def qpilots_u(
 
     Norms are per sample over the whole chunk. The clip is straight-through: it moves the point
     that is judged and lets the gradient pass. At flow time 0 nothing is added and the critic is
-    not asked. The result does not depend on the scale of Q.
+    not asked. The scale of Q drops out: with ``pessimistic`` as long as the members' spread is
+    large against its floor of 1e-4 return units.
 
     Args:
         q: Critic for the same observation, (B, H, A) -> (E, B); target networks.
