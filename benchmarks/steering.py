@@ -29,13 +29,14 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from qsteer_ros.replay.arms import MODES  # noqa: E402  (needs no torch)
+
 CHUNKS = ((5, 5), (50, 14))
 MEMBERS = (2, 10)
 BATCHES = (1, 256)
-METHODS = (
-    "off", "zero", "random_matched", "qgf", "qgf_jacobian", "qpilots_u", "qpilots_m",
-    "noisy_gradient", "bptt", "best_of_n", "gradient_step", "rtc+qgf",
-)  # fmt: skip
+METHODS = (*MODES, "rtc+qgf")
 ENGINES = ("eager", "torch.compile", "compiled", "jax")
 HEAD = (
     f"{'chunk':6} {'E':>2} {'B':>3} {'thr':>3} {'method':14} {'engine':13} {'p50':>8} {'p95':>8} "

@@ -18,24 +18,11 @@ from qsteer_ros.flow import Sampler, sample_noise
 from qsteer_ros.policies.engines import make_engine
 from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.rtc import rtc
-from qsteer_ros.steering.settings import SteeringSettings
+from qsteer_ros.steering.settings import MODES, SteeringSettings
 
 CPU = torch.device("cpu")
 STEPS = 10
-METHODS = (
-    "off",
-    "zero",
-    "random_matched",
-    "qgf",
-    "qgf_jacobian",
-    "qpilots_u",
-    "qpilots_m",
-    "noisy_gradient",
-    "bptt",
-    "best_of_n",
-    "gradient_step",
-    "rtc+qgf",
-)
+METHODS = (*MODES, "rtc+qgf")
 WEIGHTS = {"qpilots_u": 0.3, "qpilots_m": 0.3, "noisy_gradient": 0.05, "gradient_step": 0.05}
 
 
