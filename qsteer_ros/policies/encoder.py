@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qsteer_ros import checkpoints
 from qsteer_ros.errors import ConfigError, DataError
+from qsteer_ros.policies.cameras import check_cameras, pictures_of
 from qsteer_ros.policies.encoder_network import CubeNetwork
 from qsteer_ros.policies.features import (
     FEATURE_NAMES,
@@ -23,20 +24,6 @@ from qsteer_ros.policies.features import (
 from qsteer_ros.types import Image, Observation
 
 ARCHITECTURE = "soft_argmax_two_frames_v1"
-
-
-class CameraShape(Protocol):
-    """What the encoder needs to know of a camera of the robot file."""
-
-    @property
-    def width(self) -> int:
-        """Pixels."""
-        ...
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-        ...
 
 
 class Encoder:
@@ -83,19 +70,7 @@ class Encoder:
         from qsteer_ros.motion.kinematics import Kinematics
 
         network, shapes, digest = load_network(folder)
-        for name, (height, width) in shapes.items():
-            if name not in robot.cameras:
-                raise ConfigError(
-                    f"the encoder '{folder}' needs camera '{name}': robot '{robot.name}' has "
-                    f"{sorted(robot.cameras)}. Fix 'cameras' in the robot file."
-                )
-            camera: CameraShape = robot.cameras[name]
-            if (camera.height, camera.width) != (height, width):
-                raise ConfigError(
-                    f"the encoder '{folder}' was trained with {width}x{height} pictures of camera "
-                    f"'{name}': the robot file says {camera.width}x{camera.height}. Set the "
-                    "camera to that size, or train an encoder for this one."
-                )
+        check_cameras(shapes, robot, folder=folder)
         return cls(network, shapes, Kinematics(robot), checkpoint_hash=digest, device=device)
 
     @torch.no_grad()
@@ -105,16 +80,8 @@ class Encoder:
         Raises:
             DataError: A camera is missing or its picture has another size.
         """
-        for name, shape in self.cameras.items():
-            found = observation.images[name].shape[:2] if name in observation.images else None
-            if found != shape:
-                raise DataError(
-                    f"the encoder needs a {shape[1]}x{shape[0]} picture of camera '{name}': got "
-                    f"{'none' if found is None else f'{found[1]}x{found[0]}'}. "
-                    "Check the camera's topic and settings."
-                )
         return self.features_from_arrays(
-            {name: observation.images[name][None] for name in self.cameras},
+            pictures_of(observation, self.cameras),
             proprioception(observation.robot, self._kinematics)[None],
         )
 
