@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qsteer_ros.checkpoints import Checkpoint
-from qsteer_ros.errors import DataError
+from qsteer_ros.errors import ConfigError, DataError
 
 
 def arrays_of(module: nn.Module, *, prefix: str) -> dict[str, NDArray[Any]]:
@@ -75,3 +75,51 @@ def standardise(features: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """Features in units of the training data's spread, (B, F); never an inference tensor."""
     with torch.inference_mode(False), torch.no_grad():
         return (features - mean) / deviation
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, online: nn.Module, *, rate: float) -> None:
+    r"""Move the target's parameters towards the online ones.
+
+    .. math:: \bar\theta \leftarrow \bar\theta + r \, (\theta - \bar\theta)
+
+    The QGF code calls it with the online parameters from *before* the current critic step.
+
+    Args:
+        target: Changed in place.
+        online: Same architecture.
+        rate: r in (0, 1]; 1 copies.
+
+    Raises:
+        ConfigError: ``rate`` is not inside (0, 1]. Nothing has changed.
+    """
+    if not 0.0 < rate <= 1.0:
+        raise ConfigError(f"'rate' must be inside (0, 1]: got {rate}. 0.005 is usual.")
+    slow, fast = list(target.parameters()), list(online.parameters())
+    torch._foreach_lerp_(slow, fast, rate)
+
+
+def rows_for(features: Tensor, chunks: int) -> Tensor:
+    """One row of features per chunk: row b serves chunks b k to b k + k - 1.
+
+    Args:
+        features: One row for all chunks, or one for every k of them, (B, F).
+        chunks: k B.
+
+    Returns:
+        (k B, F); of one row, a view.
+
+    Raises:
+        ConfigError: The chunks cannot be shared out evenly.
+    """
+    rows = len(features)
+    if rows == chunks:
+        return features
+    if rows == 1:
+        return features.expand(chunks, -1)
+    if rows == 0 or chunks % rows:
+        raise ConfigError(
+            "every row of features must serve equally many chunks: got "
+            f"{rows} rows for {chunks} chunks. Give one row, or one per chunk."
+        )
+    return features.unsqueeze(1).expand(-1, chunks // rows, -1).flatten(0, 1)

@@ -215,6 +215,34 @@ def test_one_row_of_features_serves_a_batch_and_one_row_each_does_too() -> None:
     )
 
 
+@pytest.mark.parametrize("make", [make_policy, make_critic])
+def test_each_row_of_features_serves_its_own_run_of_chunks(make) -> None:  # type: ignore[no-untyped-def]
+    """Six chunks, two rows of features: three chunks each, in order."""
+    part = make()
+    features = torch.cat([FEATURES, FEATURES + 1.0])
+    chunk = torch.linspace(-1, 1, 36).view(6, 3, 2)
+    time = torch.linspace(0, 0.5, 6)
+
+    def asked(rows: torch.Tensor, of: slice) -> torch.Tensor:
+        rest = () if make is make_critic else (time[of],)
+        found = part.condition(rows)(chunk[of], *rest)
+        return found.T if make is make_critic else found
+
+    together = asked(features, slice(0, 6))
+    alone = [asked(features[b : b + 1], slice(3 * b, 3 * b + 3)) for b in range(2)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert not torch.allclose(together, asked(features.flip(0), slice(0, 6)))
+
+
+@pytest.mark.parametrize("make", [make_policy, make_critic])
+@pytest.mark.parametrize(("rows", "chunks"), [(2, 3), (3, 2), (0, 2)])
+def test_chunks_that_cannot_be_shared_out_evenly_are_refused(make, rows: int, chunks: int) -> None:  # type: ignore[no-untyped-def]
+    asked = make().condition(FEATURES.expand(1, -1).repeat(rows, 1))
+    rest = () if make is make_critic else (torch.zeros(chunks),)
+    with pytest.raises(ConfigError, match=f"equally many chunks: got {rows} rows for {chunks}"):
+        asked(torch.zeros(chunks, 3, 2), *rest)
+
+
 def test_an_architecture_that_is_missing_is_refused(tmp_path: Path) -> None:
     folder = checkpoints.save(tmp_path / "c", {"x": np.zeros(1)}, {"kind": "policy"})
     with pytest.raises(ConfigError, match=r"must state an architecture with hidden .*found None"):

@@ -19,6 +19,8 @@ from test_fast import CPU, MODES, noise_of, relative, settings_of
 from torch import Tensor
 from wide_parts import drawn, readable
 
+from qsteer_ros.critics.injected import InjectedMLP
+from qsteer_ros.critics.networks import EnsembleMLP, QNetwork
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.engines import make_engine
@@ -305,6 +307,29 @@ def test_float64_weights_and_other_devices_are_refused() -> None:
     critic.network.double()
     with pytest.raises(ConfigError, match=r"must be torch.float32: got torch.float32, torch.fl"):
         make_engine("compiled", policy, critic, settings, Sampler(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (InjectedMLP(2, 7, 25, (16, 16)), "networks must be FlowMLP and Ens.*, InjectedMLP"),
+        (EnsembleMLP(2, 32, (16,), activation="silu"), "the critic must have.*gelu: got silu"),
+        (EnsembleMLP(2, 32, (16,), layer_norm=False), "the critic must have .*: got no LayerNorm"),
+        (EnsembleMLP(2, 32, (16,), outputs=5), "the critic must have one.*: got 5 outputs"),
+    ],
+)
+def test_a_critic_of_another_layout_is_left_to_the_readable_loop(
+    network: QNetwork, message: str
+) -> None:
+    policy, critic, features = drawn()
+    other = replace(critic, network=network.requires_grad_(False))
+    settings = settings_of("qgf")
+    with pytest.raises(ConfigError, match=f"for backend 'compiled', {message}"):
+        make_engine("compiled", policy, other, settings, Sampler(), CPU)
+    assert make_engine("auto", policy, other, settings, Sampler(), CPU) is None
+    noise = noise_of(policy, 1)
+    chunk = readable(policy, other, settings, features, noise)
+    assert not torch.equal(chunk, readable(policy, other, settings_of("off"), features, noise))
 
 
 @pytest.mark.parametrize(

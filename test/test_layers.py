@@ -17,6 +17,7 @@ ROWS = (
     {"types", "errors", "resources", "interface"},
     {"flow", "ensemble", "checkpoints", "motion", "replay", "step_costs"},
     {"weights", "posterior", "diffusion", "deadline"},
+    {"trained"},
     {"steering", "critics", "sim"},
     {"policies"},
     {"learning"},

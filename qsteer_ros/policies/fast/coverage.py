@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qsteer_ros.critics.critic import Critic
-from qsteer_ros.critics.networks import EnsembleMLP
+from qsteer_ros.critics.networks import EnsembleMLP, QNetwork
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.networks import FlowMLP
@@ -46,6 +46,7 @@ def not_covered(
     float_types = {
         str(tensor.dtype) for tensor in chain(*(network.parameters() for network in networks))
     }
+    layout = "" if critic is None else _layout(critic.network)
     requirements = (
         (device.type == "cpu", f"'device' must be cpu: got '{device}'"),
         (
@@ -69,8 +70,24 @@ def not_covered(
             + ", ".join(kind.__name__ for kind in kinds),
         ),
         (
+            not layout,
+            f"the critic must have one output per member, LayerNorm and gelu: got {layout}",
+        ),
+        (
             float_types == {"torch.float32"},
             f"weights must be torch.float32: got {', '.join(sorted(float_types))}",
         ),
     )
     return next((found for holds, found in requirements if not holds), "")
+
+
+def _layout(network: QNetwork) -> str:
+    """What the kernels do not know of a critic's layers; empty if nothing."""
+    found = []
+    if network.outputs != 1:
+        found.append(f"{network.outputs} outputs")
+    if not network.layer_norm:
+        found.append("no LayerNorm")
+    if network.activation != "gelu":
+        found.append(network.activation)
+    return ", ".join(found)

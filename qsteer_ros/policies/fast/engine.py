@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
+from qsteer_ros.critics.networks import EnsembleMLP
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.fast import arithmetic, many_rows, one_row
@@ -183,6 +184,7 @@ class CompiledEngine:
         critic = NOBODY
         if self._critic is not None:
             judge = self._critic.network
+            assert isinstance(judge, EnsembleMLP)  # coverage.py has seen to it
             critic = kept(judge, many, lambda: pack(critic_nets(judge, network.chunk_dim)))
         scratch = one_row.scratch_size(field, critic)
         return _Weights(versions, field, along, critic, scratch)
