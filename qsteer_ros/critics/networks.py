@@ -38,6 +38,11 @@ class QNetwork(BatchedMLP):
 
     in_dim: int
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What ``config.json`` says about this network; `kinds.make_network` reads it."""
+        raise NotImplementedError
+
     def positions(self, features: Tensor, chunk: Tensor) -> Tensor:
         """Value of every output.
 
