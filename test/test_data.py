@@ -14,10 +14,11 @@ if find_spec("mujoco") is None or find_spec("ogbench") is None:
     pytest.skip("needs the simulator's packages", allow_module_level=True)
 
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.learning import data, trainer
+from qsteer_ros.learning import data, states
 from qsteer_ros.learning.data import generate, load_frames
 from qsteer_ros.learning.play import load_play
-from qsteer_ros.learning.settings import DataSettings, EncoderSettings
+from qsteer_ros.learning.settings_data import DataSettings
+from qsteer_ros.learning.settings_encoder import EncoderSettings
 from qsteer_ros.learning.train_encoder import train_encoder
 from qsteer_ros.policies.encoder import load_network
 from qsteer_ros.sim.expert import play_episode
@@ -173,20 +174,20 @@ def test_frames_that_are_missing_are_asked_for(tmp_path: Path) -> None:
 def test_a_resumed_encoder_has_the_same_weights_bit_for_bit(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = EncoderSettings(steps=4, batch=3, checkpoint_every=2)
-    metrics = train_encoder(dataset, tmp_path / "whole", settings)
+    settings = EncoderSettings(data=str(dataset), steps=4, batch=3, checkpoint_every=2)
+    metrics = train_encoder(replace(settings, out=str(tmp_path / "whole")))
     assert metrics["all/count"] == 3
-    kept = trainer._save
+    kept, part = states.save, replace(settings, out=str(tmp_path / "part"))
 
     def save_and_die(*arguments):
         kept(*arguments)
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(trainer, "_save", save_and_die)
+    monkeypatch.setattr(states, "save", save_and_die)
     with pytest.raises(RuntimeError, match="killed"):
-        train_encoder(dataset, tmp_path / "part", settings)
-    monkeypatch.setattr(trainer, "_save", kept)
-    train_encoder(dataset, tmp_path / "part", settings, resume=True)
+        train_encoder(part)
+    monkeypatch.setattr(states, "save", kept)
+    train_encoder(part, resume=True)
     one, other = (load_network(tmp_path / name)[0].state_dict() for name in ("whole", "part"))
     for name, value in one.items():
         assert torch.equal(value, other[name]), name

@@ -9,11 +9,11 @@ import torch
 from golden_loader import DTYPES, TOLERANCE, Golden
 from torch import Tensor, nn
 
+from qsteer_ros.weights import ema_update
 from qsteer_ros.critics.losses import (
     bootstrap_factor,
     chunk_target,
     critic_loss,
-    ema_update,
     expectile_loss,
 )
 from qsteer_ros.critics.networks import EnsembleMLP, ValueMLP, critic_input

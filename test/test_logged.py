@@ -13,8 +13,9 @@ from synthetic_store import START_NS, Sent, header, message, traffic, write_epis
 from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.learning.logged import episode_features, logged_transitions
-from qsteer_ros.learning.settings import CriticSettings
+from qsteer_ros.learning.logged import episode_features
+from qsteer_ros.learning.settings_critic import CriticSettings
+from qsteer_ros.learning.sources import load_transitions
 from qsteer_ros.learning.train_critic import train_critic
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.motion.robot import RobotFile
@@ -106,9 +107,13 @@ def test_training_sees_what_the_policy_saw(store: Path, encoder: Encoder) -> Non
     np.testing.assert_allclose(found[row], seen.numpy(), atol=2e-5)
 
 
+def from_log(episodes: Path, **others) -> CriticSettings:
+    return CriticSettings(episodes=str(episodes), encoder=ENCODER, robot=ROBOT_FILE, **others)
+
+
 def test_windows_of_all_episodes_of_the_goal_are_used(store: Path, encoder: Encoder) -> None:
-    data = logged_transitions(store, CriticSettings(goal=1), encoder=ENCODER, robot=ROBOT_FILE)
-    assert data.encoder_hash == encoder.hash
+    data = load_transitions(from_log(store))
+    assert data.interface.encoder_hash == encoder.hash
     assert data.features.shape == (len(data.reward), 27)
     assert data.chunk.shape == (len(data.reward), 5, 5)
     np.testing.assert_allclose(np.unique(data.bootstrap), [0.0, 0.99**5], rtol=1e-6)
@@ -117,9 +122,7 @@ def test_windows_of_all_episodes_of_the_goal_are_used(store: Path, encoder: Enco
 def test_a_critic_from_the_log_steers_the_policy_it_was_logged_with(
     store: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
-    settings = CriticSettings(steps=4, hidden=16, batch=8)
-    data = logged_transitions(store, settings, encoder=ENCODER, robot=ROBOT_FILE)
-    train_critic(data, tmp_path / "critic", settings)
+    train_critic(from_log(store, out=str(tmp_path / "critic"), steps=4, hidden="16", batch=8))
     critic = Critic.load(tmp_path / "critic")
     policy = FlowPolicy.load(resources.find("checkpoints/policy"))
     steered = SteeredPolicy(encoder, policy, critic, SteeringSettings(mode="qgf", weight=0.05))
@@ -129,9 +132,10 @@ def test_a_critic_from_the_log_steers_the_policy_it_was_logged_with(
 def test_a_critic_from_the_log_is_refused_with_another_encoder(
     store: Path, tmp_path: Path
 ) -> None:
-    settings = CriticSettings(steps=2, hidden=16, batch=8)
-    data = logged_transitions(store, settings, encoder=ENCODER, robot=ROBOT_FILE)
-    train_critic(replace(data, encoder_hash="0" * 64), tmp_path / "critic", settings)
+    settings = from_log(store, out=str(tmp_path / "critic"), steps=2, hidden="16", batch=8)
+    data = load_transitions(settings)
+    other = replace(data, interface=replace(data.interface, encoder_hash="0" * 64))
+    train_critic(settings, transitions=other)
     policy = FlowPolicy.load(resources.find("checkpoints/policy"))
     encoder = Encoder.load(resources.find(ENCODER), ROBOT)
     with pytest.raises(ConfigError, match="encoder it was trained for"):
@@ -142,7 +146,7 @@ def test_a_critic_from_the_log_is_refused_with_another_encoder(
 
 def test_episodes_of_another_goal_are_not_used(store: Path) -> None:
     with pytest.raises(DataError, match="none can be used"):
-        logged_transitions(store, CriticSettings(goal=3), encoder=ENCODER, robot=ROBOT_FILE)
+        load_transitions(from_log(store, goal=3))
 
 
 def test_episodes_of_another_arm_are_refused(tmp_path: Path) -> None:
@@ -150,4 +154,4 @@ def test_episodes_of_another_arm_are_refused(tmp_path: Path) -> None:
     swapped = list(ROBOT.joints[::-1])
     write_episode(tmp_path, "e0", messages, robot={**LAYOUT, "joints": swapped})
     with pytest.raises(ConfigError, match="must have the joints of the episodes"):
-        logged_transitions(tmp_path, CriticSettings(), encoder=ENCODER, robot=ROBOT_FILE)
+        load_transitions(from_log(tmp_path))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from qsteer_ros.weights import ema_update
 from qsteer_ros.critics.losses import (
     bootstrap_factor,
     chunk_return,
     chunk_target,
     critic_loss,
-    ema_update,
     expectile_loss,
 )
 from qsteer_ros.critics.networks import EnsembleMLP

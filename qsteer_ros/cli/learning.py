@@ -10,7 +10,8 @@ from qsteer_ros.cli.saying import Verbs, say
 
 def add_data(verbs: Verbs) -> None:
     """Verb ``data``."""
-    from qsteer_ros.learning.settings import DataSettings, add_options
+    from qsteer_ros.learning.settings import add_options
+    from qsteer_ros.learning.settings_data import DataSettings
 
     parser = verbs.add_parser("data", help="generate play episodes and camera frames to train on")
     parser.add_argument("--out", type=Path, default=Path("data/cube"), metavar="DIR")
@@ -20,7 +21,8 @@ def add_data(verbs: Verbs) -> None:
 
 def _data(arguments: argparse.Namespace) -> None:
     from qsteer_ros.learning.data import generate
-    from qsteer_ros.learning.settings import DataSettings, checked, given
+    from qsteer_ros.learning.settings import checked, given
+    from qsteer_ros.learning.settings_data import DataSettings
 
     generate(arguments.out, checked(DataSettings, given(arguments, DataSettings)))
     say(str(arguments.out))
@@ -28,36 +30,39 @@ def _data(arguments: argparse.Namespace) -> None:
 
 def add_train(verbs: Verbs) -> None:
     """Verb ``train``."""
-    from qsteer_ros.learning.settings import PROGRAMS, add_options
+    from qsteer_ros.learning.programs import PROGRAMS, settings_of
+    from qsteer_ros.learning.settings import described
 
-    parser = verbs.add_parser("train", help="train an encoder, a policy (bc) or a critic")
+    parser = verbs.add_parser("train", help=f"train one of: {', '.join(PROGRAMS)}")
     programs = parser.add_subparsers(dest="program", metavar="PROGRAM", required=True)
-    for name, (settings, meaning) in PROGRAMS.items():
-        program = programs.add_parser(name, help=meaning)
-        program.add_argument(
-            "--data", type=Path, default=Path("data/cube"), metavar="DIR", help="of qsteer data"
+    for name, entry in PROGRAMS.items():
+        program = programs.add_parser(
+            name,
+            help=entry.meaning,
+            description=f"{entry.meaning}\n\n{described(settings_of(name))}".replace("%", "%%"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        program.add_argument("--out", type=Path, required=True, metavar="DIR")
         program.add_argument(
-            "--resume", action="store_true", help="continue an interrupted run in --out"
+            "settings", nargs="*", metavar="KEY=VALUE", help="see above; they override --config"
         )
-        if name == "critic":
-            program.add_argument(
-                "--episodes",
-                type=Path,
-                metavar="DIR",
-                help="train from logged episodes alone instead of --data",
-            )
-            program.add_argument("--encoder", default="checkpoints/encoder", metavar="DIR")
-            program.add_argument("--robot", default="robot_ur5e_sim.yaml", metavar="FILE")
-        add_options(program, settings)
+        program.add_argument("--config", type=Path, metavar="FILE", help="YAML of settings")
+        program.add_argument(
+            "--resume", action="store_true", help="continue an interrupted run of the same out"
+        )
     parser.set_defaults(run=_train)
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from qsteer_ros.learning.commands import train_program
+    from qsteer_ros.learning.programs import train_program
 
-    say(train_program(arguments.program, vars(arguments)))
+    say(
+        train_program(
+            arguments.program,
+            arguments.settings,
+            config=arguments.config,
+            resume=arguments.resume,
+        )
+    )
 
 
 def add_fit_servo(verbs: Verbs) -> None:

@@ -92,27 +92,5 @@ def expectile_loss(
     return _masked_mean(weight * gap.square(), valid)
 
 
-@torch.no_grad()
-def ema_update(target: nn.Module, online: nn.Module, *, rate: float) -> None:
-    r"""Move the target's parameters towards the online ones.
-
-    .. math:: \bar\theta \leftarrow \bar\theta + r \, (\theta - \bar\theta)
-
-    The QGF code calls it with the online parameters from *before* the current critic step.
-
-    Args:
-        target: Changed in place.
-        online: Same architecture.
-        rate: r in (0, 1]; 1 copies.
-
-    Raises:
-        ConfigError: ``rate`` is not inside (0, 1]. Nothing has changed.
-    """
-    if not 0.0 < rate <= 1.0:
-        raise ConfigError(f"'rate' must be inside (0, 1]: got {rate}. 0.005 is usual.")
-    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        slow.lerp_(fast, rate)
-
-
 def _masked_mean(errors: Tensor, valid: Tensor | None) -> Tensor:
     return errors.mean() if valid is None else (errors * valid).mean()

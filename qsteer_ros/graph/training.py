@@ -59,12 +59,12 @@ def train_everything(folder: Path, *, seed: int) -> CheckpointFolders:
         str(folder / "policy"),
         tuple(str(folder / f"critic_goal{goal}") for goal in GOALS),
     )
-    common = ("--data", data, "--seed", str(seed))
+    common = (f"data={data}", f"seed={seed}")
     qsteer("data", "--out", data, "--seed", str(seed))
     _train("encoder", wanted.encoder, *common)
     _train("bc", wanted.policy, *common)
     for goal, critic in zip(GOALS, wanted.critics, strict=True):
-        _train("critic", critic, *common, "--goal", str(goal))
+        _train("critic", critic, *common, f"goal={goal}")
     return wanted
 
 
@@ -86,4 +86,4 @@ def qsteer(*arguments: str) -> None:
 
 def _train(program: str, out: str, *arguments: str) -> None:
     if not (Path(out) / "config.json").is_file():
-        qsteer("train", program, "--out", out, "--resume", *arguments)
+        qsteer("train", program, "--resume", f"out={out}", *arguments)

@@ -14,12 +14,6 @@ renamed. A run that was stopped is continued by the same command: what exists is
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +24,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qsteer_ros.errors import ConfigError, DataError
+from qsteer_ros.learning.generation import claim, do_jobs, written_whole
 from qsteer_ros.learning.play import GRIPPER_CLOSED_RAD, Play, load_play, yaw_of
-from qsteer_ros.learning.settings import DataSettings
+from qsteer_ros.learning.settings_data import DataSettings
 from qsteer_ros.policies.features import Float32
 from qsteer_ros.replay.images import decode_jpeg, encode_jpeg
 from qsteer_ros.types import Image
@@ -71,20 +66,21 @@ def generate(out: Path, settings: DataSettings) -> None:
     Raises:
         ConfigError: ``out`` holds a data set made with other settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, settings)
+    mine = {k: v for k, v in asdict(settings).items() if k != "workers"}
+    claim(out, mine, grown=("transitions", "frames", "test_frames"))
+    do = partial(do_jobs, workers=settings.workers)
     episodes = -(-settings.transitions // EPISODE_STEPS)
     tests = TEST_EPISODES if settings.test_frames else 0
     play_jobs = [("play", i) for i in range(episodes)] + [("play_test", i) for i in range(tests)]
     missing = [job for job in play_jobs if not _episode_path(out, *job).exists()]
-    _run(missing, partial(_make_episode, out, settings), settings, "play", "episode")
+    do(missing, partial(_make_episode, out, settings), what="play", unit="episode")
     frame_jobs = [
         (split, i)
         for split, count in (("train", settings.frames), ("test", settings.test_frames))
         for i in range(-(-count // FRAMES_PER_SHARD))
     ]
     missing = [job for job in frame_jobs if not _shard_path(out, *job).exists()]
-    _run(missing, partial(_make_shard, out, settings), settings, "frames", "shard")
+    do(missing, partial(_make_shard, out, settings), what="frames", unit="shard")
 
 
 def load_frames(folder: Path, split: str, *, limit: int | None = None) -> Frames:
@@ -126,65 +122,12 @@ def load_frames(folder: Path, split: str, *, limit: int | None = None) -> Frames
     return Frames(images={name: np.stack(frames) for name, frames in images.items()}, **whole)
 
 
-def _claim(out: Path, settings: DataSettings) -> None:
-    """Write the settings down, or refuse to mix two data sets in one folder."""
-    path = out / "dataset.json"
-    mine = {k: v for k, v in asdict(settings).items() if k != "workers"}
-    if path.exists():
-        there = json.loads(path.read_text())["settings"]
-        grown = ("transitions", "frames", "test_frames")
-        different = sorted(
-            k for k in mine if there.get(k) != mine[k] and not (k in grown and there[k] < mine[k])
-        )
-        if different:
-            k = different[0]
-            raise ConfigError(
-                f"'{out}' must hold data made with the same settings: '{k}' was {there.get(k)}, "
-                f"now it is {mine[k]}. Use another folder, or the old value."
-            )
-    path.write_text(json.dumps({"settings": mine}, indent=1) + "\n")
-
-
 def _episode_path(out: Path, split: str, index: int) -> Path:
     return out / split / f"episode_{index:05d}.npz"
 
 
 def _shard_path(out: Path, split: str, index: int) -> Path:
     return out / "frames" / f"{split}_{index:04d}.npz"
-
-
-def _run(
-    jobs: list[tuple[str, int]],
-    work: Callable[[tuple[str, int]], None],
-    settings: DataSettings,
-    what: str,
-    unit: str,
-) -> None:
-    """Do the jobs, in this process or in several, with a progress bar."""
-    bar = tqdm(total=len(jobs), desc=what, unit=unit, disable=not jobs)
-    if settings.workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            work(job)
-            bar.update()
-        bar.close()
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.workers, mp_context=context) as pool:
-        for _ in pool.map(work, jobs):
-            bar.update()
-    bar.close()
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes ``path`` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
-        yield partial_path
-        os.replace(partial_path, path)
-    finally:
-        partial_path.unlink(missing_ok=True)
 
 
 _cache: dict[Any, Any] = {}
@@ -216,7 +159,7 @@ def _make_episode(out: Path, settings: DataSettings, job: tuple[str, int]) -> No
         smoothing=settings.smoothing,
     )
     arrays = {k: v for k, v in vars(episode).items() if isinstance(v, np.ndarray)}
-    with _written_whole(_episode_path(out, *job)) as path:
+    with written_whole(_episode_path(out, *job)) as path:
         np.savez(path, allow_pickle=False, **arrays)
 
 
@@ -258,7 +201,7 @@ def _make_shard(out: Path, settings: DataSettings, job: tuple[str, int]) -> None
         moved_cube.append(put)
         moved_camera.append(off)
     pose = np.stack(poses)
-    with _written_whole(_shard_path(out, *job)) as path:
+    with written_whole(_shard_path(out, *job)) as path:
         np.savez(
             path,
             allow_pickle=False,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from qsteer_ros import resources
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.learning.settings import CriticSettings
+from qsteer_ros.interface import Interface
+from qsteer_ros.learning.settings import ChunkSource
 from qsteer_ros.learning.transitions import Transitions
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.motion.robot import RobotFile
@@ -22,27 +21,34 @@ from qsteer_ros.replay.transitions import load_transitions
 ROWS_AT_ONCE = 64
 
 
-def logged_transitions(
-    episodes: Path, settings: CriticSettings, *, encoder: str, robot: str
-) -> Transitions:
-    """Windows of the logged episodes of one goal, with the features the encoder sees.
+def logged_transitions(settings: ChunkSource, *, goal: int | None, discount: float) -> Transitions:
+    """Windows of logged episodes, with the features the encoder sees.
 
     The simulator's state is not read: a log of a real arm serves as well.
 
     Args:
-        episodes: An episode, or a folder of episodes.
-        settings: ``goal``, ``horizon`` and ``discount`` are used.
-        encoder: Checkpoint folder; its hash is written into the critic and checked when both are
-            loaded.
-        robot: Robot file with the arm's kinematics.
+        settings: ``episodes``: an episode, or a folder of episodes; ``encoder``: checkpoint whose
+            hash is written into the critic and checked when both are loaded; ``robot``: robot
+            file with the arm's kinematics; ``horizon``.
+        goal: Only episodes of this goal; None: all.
+        discount: gamma, per control step.
 
     Raises:
         ConfigError: The folder, the encoder or the robot file is missing, or they do not fit.
         DataError: No episode of this goal can be used; the message says why.
     """
-    robot_file = RobotFile.load(robot)
+    robot_file = RobotFile.load(settings.robot)
     kinematics = Kinematics(robot_file)
-    eyes = Encoder.load(resources.find(encoder), robot_file)
+    eyes = Encoder.load(resources.find(settings.encoder), robot_file)
+
+    interface = Interface(
+        horizon=settings.horizon,
+        action_names=tuple(robot_file.action_names),
+        action_scale=tuple(float(scale) for scale in robot_file.action_scale),
+        feature_names=eyes.feature_names,
+        control_dt_s=robot_file.control_dt_s,
+        encoder_hash=eyes.hash,
+    )
 
     def features(steps: EpisodeSteps) -> NDArray[np.floating]:
         if tuple(steps.info.robot["joints"]) != robot_file.joints:
@@ -55,11 +61,11 @@ def logged_transitions(
 
     with tqdm(desc="episodes", unit="window") as bar:
         logged = load_transitions(
-            episodes,
+            settings.episodes,
             horizon=settings.horizon,
-            discount=settings.discount,
+            discount=discount,
             features=features,
-            goal=settings.goal,
+            goal=goal,
             on_episode=bar.update,
         )
     return Transitions(
@@ -68,8 +74,17 @@ def logged_transitions(
         reward=logged.reward,
         bootstrap=logged.bootstrap,
         next_features=logged.next_features,
-        encoder_hash=eyes.hash,
+        rewards=logged.rewards,
+        ended=logged.ended,
+        next_chunk=logged.next_chunk,
+        next_valid=logged.next_valid,
+        mc_return=logged.mc_return,
+        truncated=logged.truncated,
+        success=logged.success,
+        episode=logged.episode,
+        interface=interface,
         data_hash=logged.hash,
+        episodes=tuple(str(info.bag["sha256"]) for info in logged.episodes),
     )
 
 

@@ -10,9 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.policies.features import Float32, proprioception_rows, teacher_features
+from qsteer_ros.interface import Interface
+from qsteer_ros.policies.features import (
+    FEATURE_NAMES,
+    Float32,
+    proprioception_rows,
+    teacher_features,
+)
 
 GRIPPER_CLOSED_RAD = 0.8
+ACTION_NAMES = ("dx", "dy", "dz", "dyaw", "dgripper")
+ACTION_SCALE = (0.05, 0.05, 0.05, 0.3, 1.0)
+CONTROL_DT_S = 0.05
 ARM = slice(0, 6)
 GRIPPER = 6
 CUBE_XYZ = slice(14, 17)
@@ -43,9 +52,30 @@ class Play:
     episode: NDArray[np.int64]
     hash: str
 
+    def interface(self, horizon: int) -> Interface:
+        """The space of its chunks; no encoder made its features."""
+        return arm_interface(horizon)
+
     def features(self) -> Float32:
         """The 27 features of each row, from the simulator's truth, (N, 27)."""
         return teacher_features(self.proprio, self.cube_xyz, self.cube_yaw)
+
+
+def arm_interface(horizon: int, *, encoder_hash: str | None = None) -> Interface:
+    """The space in which policies and critics of the simulated arm live.
+
+    Args:
+        horizon: Actions per chunk.
+        encoder_hash: Encoder whose features were trained on; None for the simulator's truth.
+    """
+    return Interface(
+        horizon=horizon,
+        action_names=ACTION_NAMES,
+        action_scale=ACTION_SCALE,
+        feature_names=FEATURE_NAMES,
+        control_dt_s=CONTROL_DT_S,
+        encoder_hash=encoder_hash,
+    )
 
 
 def yaw_of(quat_wxyz: NDArray[np.floating]) -> Float32:

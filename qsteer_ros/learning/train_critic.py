@@ -16,158 +16,107 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
-from qsteer_ros.critics.losses import chunk_target, critic_loss, ema_update, expectile_loss
+from qsteer_ros.critics.losses import chunk_target, critic_loss, expectile_loss
 from qsteer_ros.critics.networks import EnsembleMLP, ValueMLP, critic_input
-from qsteer_ros.learning.play import load_play
-from qsteer_ros.learning.settings import CriticSettings
-from qsteer_ros.learning.train_bc import interface, noisy_cube, statistics
-from qsteer_ros.learning.trainer import (
-    generator,
-    set_learning_rate,
-    single_threaded,
-    train,
-    warmup_cosine,
-)
-from qsteer_ros.learning.transitions import Transitions, from_play
+from qsteer_ros.learning import states
+from qsteer_ros.learning.buffer import Buffer, statistics
+from qsteer_ros.learning.learner import Batch, Learner
+from qsteer_ros.learning.settings import widths
+from qsteer_ros.learning.settings_critic import CriticSettings
+from qsteer_ros.learning.sources import load_transitions
+from qsteer_ros.learning.trainer import provenance, run
+from qsteer_ros.learning.transitions import Transitions
+from qsteer_ros.weights import ema_update
 
-WARMUP_STEPS = 200
+NEEDS = ("reward", "bootstrap", "next_features")
 
 
-class CriticLearner:
+class CriticLearner(Learner):
     """Trains Q, V and the target networks, one step each at a time."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, transitions: Transitions, settings: CriticSettings) -> None:
+        super().__init__()
         torch.manual_seed(settings.seed)
         self._settings = settings
-        self._features = torch.from_numpy(transitions.features)
-        self._next_features = torch.from_numpy(transitions.next_features)
-        self._chunk = torch.from_numpy(transitions.chunk)
-        self._reward = torch.from_numpy(transitions.reward)
-        self._bootstrap = torch.from_numpy(transitions.bootstrap)
-        self.mean, self.std = statistics(self._features)
-        features = self._features.shape[1]
-        hidden = (settings.hidden,) * 3
-        inputs = features + self._chunk[0].numel()
-        self.q = EnsembleMLP(settings.ensemble, inputs, hidden)
-        self.value = ValueMLP(features, hidden)
+        self.buffer = Buffer(transitions, NEEDS, device=settings.device)
+        mean, std = statistics(self.buffer.features)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        space, hidden = transitions.interface, widths(settings.hidden)
+        self.q = EnsembleMLP(settings.ensemble, space.feature_dim + space.chunk_dim, hidden)
+        self.value = ValueMLP(space.feature_dim, hidden)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
+        self.to(settings.device)
         self._optimisers = {
-            "q": torch.optim.Adam(self.q.parameters(), lr=settings.learning_rate, fused=True),
-            "value": torch.optim.Adam(
-                self.value.parameters(), lr=settings.learning_rate, fused=True
-            ),
+            name: torch.optim.Adam(module.parameters(), lr=settings.learning_rate, fused=True)
+            for name, module in (("q", self.q), ("value", self.value))
         }
 
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        """What is trained."""
-        return {"q": self.q, "value": self.value, "target": self.target}
+    def draw(self, source: torch.Generator) -> Batch:
+        """Rows of the data."""
+        return self.buffer.take(self.buffer.rows(self._settings.batch, source))
 
-    @property
-    def optimisers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """What trains it."""
-        return self._optimisers
-
-    def update(self, step: int) -> Mapping[str, Tensor]:
-        """One step of each network; all losses are of the weights before the step."""
-        settings = self._settings
-        factor = warmup_cosine(step, steps=settings.steps, warmup=WARMUP_STEPS, floor=0.05)
-        for optimiser in self._optimisers.values():
-            set_learning_rate(optimiser, settings.learning_rate * factor)
-        source = generator(settings.seed, step)
-        rows = torch.randint(len(self._features), (settings.batch,), generator=source)
-        now = self._standardised(self._features[rows], source)
-        after = self._standardised(self._next_features[rows], source)
-        inputs = critic_input(now, self._chunk[rows])
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of Q and V; all are of the weights before the step."""
+        now = (batch["features"] - self.mean) / self.std
+        after = (batch["next_features"] - self.mean) / self.std
+        inputs = critic_input(now, batch["chunk"])
         with torch.no_grad():
             next_value = self.value(after)
             slow = self.target(inputs).amin(dim=0)
-        target = chunk_target(self._reward[rows], self._bootstrap[rows], next_value)
+        target = chunk_target(batch["reward"], batch["bootstrap"], next_value)
         q_loss = critic_loss(self.q(inputs), target)
         value = self.value(now)
-        value_loss = expectile_loss(slow, value, expectile=settings.expectile)
-        for optimiser in self._optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-        (q_loss + value_loss).backward()  # type: ignore[no-untyped-call]
-        ema_update(self.target, self.q, rate=settings.ema)
-        for optimiser in self._optimisers.values():
-            optimiser.step()
-        return {"q": q_loss.detach(), "v": value_loss.detach(), "value": value.detach().mean()}
+        value_loss = expectile_loss(slow, value, expectile=self._settings.expectile)
+        return {"loss": q_loss + value_loss, "q": q_loss, "v": value_loss, "value": value.mean()}
 
-    def _standardised(self, features: Tensor, source: torch.Generator) -> Tensor:
-        noisy = noisy_cube(features, self._settings.cube_noise_m, source)
-        return (noisy - self.mean) / self.std
+    def optimisers(self) -> Mapping[str, torch.optim.Optimizer]:
+        """One each for Q and V."""
+        return self._optimisers
+
+    def before_step(self) -> None:
+        """The target networks follow the weights from before the step."""
+        ema_update(self.target, self.q, rate=self._settings.ema)
 
 
 def train_critic(
-    transitions: Transitions,
-    out: Path,
     settings: CriticSettings,
     *,
     resume: bool = False,
     command: str = "",
+    transitions: Transitions | None = None,
 ) -> dict[str, float]:
     """Train a critic and write its checkpoint.
 
     Args:
-        transitions: From play (:func:`play_transitions`) or from logged episodes
-            (:func:`~qsteer_ros.learning.logged.logged_transitions`).
-        out: Folder of the checkpoint.
-        settings: How.
+        settings: How, and from what.
         resume: Continue an interrupted run.
         command: Written into the checkpoint.
+        transitions: Data that are loaded already; None loads what the settings name.
 
     Returns:
         Losses and mean value over the last tenth of the steps.
 
     Raises:
-        ConfigError: The run to resume was another one.
+        ConfigError: There are no data, or the run to resume was another one.
     """
-    single_threaded(settings.threads)
-    learner = CriticLearner(transitions, settings)
-    metrics = train(
-        learner,
-        out,
-        settings=settings,
-        data_hash=transitions.data_hash,
-        description=f"critic, goal {settings.goal}",
-        resume=resume,
-    )
-    training = {
-        "command": command,
+    data = load_transitions(settings) if transitions is None else transitions
+    learner = CriticLearner(data, settings)
+    metrics = run(learner, settings, data_hash=data.data_hash, description="critic", resume=resume)
+    training = provenance(settings, command=command, data_hash=data.data_hash, metrics=metrics)
+    training |= {
         "goal": settings.goal,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "settings": asdict(settings),
-        "data_hash": transitions.data_hash,
-        "transitions": len(transitions.reward),
-        "metrics": metrics,
+        "transitions": len(data),
+        "episodes": list(data.episodes),
     }
-    space = interface(settings.horizon, encoder_hash=transitions.encoder_hash)
-    Critic(learner.target, learner.mean, learner.std, space, training).save(out)
+    critic = Critic(learner.target, learner.mean, learner.std, data.interface, training)
+    states.finish(settings.out, critic.save)
     return metrics
-
-
-def play_transitions(data: Path, settings: CriticSettings) -> Transitions:
-    """Play relabelled with the reward of ``settings.goal``.
-
-    Raises:
-        ConfigError: There is no play, or no such goal.
-    """
-    from qsteer_ros.sim.goals import SUCCESS_DISTANCE_M, find_goal
-    from qsteer_ros.sim.scene import goal_position
-
-    return from_play(
-        load_play(data / "play"),
-        goal_xyz=goal_position(find_goal(settings.goal).task_id),
-        radius_m=SUCCESS_DISTANCE_M,
-        horizon=settings.horizon,
-        discount=settings.discount,
-    )

@@ -4,42 +4,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from qsteer_ros import checkpoints
+from qsteer_ros.learning import states
 from qsteer_ros.learning.data import Frames, load_frames
-from qsteer_ros.learning.settings import EncoderSettings
-from qsteer_ros.learning.trainer import (
-    arrays,
-    set_learning_rate,
-    single_threaded,
-    train,
-    warmup_cosine,
-)
+from qsteer_ros.learning.learner import Batch, Learner
+from qsteer_ros.learning.settings_encoder import EncoderSettings
+from qsteer_ros.learning.trainer import provenance, run
 from qsteer_ros.policies.encoder import encoder_config
 from qsteer_ros.policies.encoder_network import PROPRIO_INDEX, CubeNetwork, ViewNetwork
 from qsteer_ros.policies.features import LENGTH_SCALE, TABLE_CENTRE_M
 
 STD_FLOOR = 0.1
-WARMUP_STEPS = 200
 CENTIMETRES = 100.0 / LENGTH_SCALE
 
 
-class EncoderLearner:
+class EncoderLearner(Learner):
     r"""Regresses cube position and four-fold yaw.
 
     .. math:: L = \mathrm{smoothL1}_{\beta = 0.5}(\text{position error in cm})
                   + w \, \lVert (\cos, \sin)(4 \psi) \text{ error} \rVert^2
     """
 
+    taken: Tensor
+
     def __init__(self, frames: Frames, settings: EncoderSettings) -> None:
+        super().__init__()
         torch.manual_seed(settings.seed)
         self._settings = settings
         self._images = {k: torch.from_numpy(v) for k, v in frames.images.items()}
@@ -54,53 +50,52 @@ class EncoderLearner:
         self.network.proprio_mean = seen.mean(dim=0)
         self.network.proprio_std = seen.std(dim=0).clamp_min(STD_FLOOR)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _convolve_in_bfloat16(self.network, bool(settings.bfloat16))
-        self._optimiser = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        _convolve_in_bfloat16(self.network, settings.bfloat16)
         self._order = np.empty(0, dtype=np.int64)
         self._epoch = -1
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+        self._optimisers = {
+            "network": torch.optim.AdamW(
+                self.network.parameters(),
+                lr=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+        }
 
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        """What is trained."""
-        return {"network": self.network}
-
-    @property
     def optimisers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """What trains it."""
-        return {"network": self._optimiser}
+        """One."""
+        return self._optimisers
 
-    def update(self, step: int) -> Mapping[str, Tensor]:
-        """One step of AdamW on one batch; every epoch has its own order of the frames."""
-        settings = self._settings
-        factor = warmup_cosine(step, steps=settings.steps, warmup=WARMUP_STEPS, floor=0.02)
-        set_learning_rate(self._optimiser, settings.learning_rate * factor)
-        rows = torch.from_numpy(self._batch(step))
-        position, yaw = self.network(
-            {k: v[rows] for k, v in self._images.items()}, self._proprio[rows]
-        )
-        position_loss = functional.smooth_l1_loss(
-            position * CENTIMETRES, self._position[rows] * CENTIMETRES, beta=0.5
-        )
-        yaw_loss = functional.mse_loss(yaw, self._yaw[rows])
-        self._optimiser.zero_grad(set_to_none=True)
-        loss: Tensor = position_loss + settings.yaw_weight * yaw_loss
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimiser.step()
-        return {"position": position_loss.detach(), "yaw": yaw_loss.detach()}
-
-    def _batch(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def draw(self, source: torch.Generator) -> Batch:
+        """The frames of this step; every epoch has its own order of them."""
         size = min(self._settings.batch, len(self._proprio))
-        per_epoch = len(self._proprio) // size
-        epoch, index = divmod(step, per_epoch)
+        epoch, index = divmod(int(self.taken), len(self._proprio) // size)
         if epoch != self._epoch:
             rng = np.random.default_rng((self._settings.seed, epoch))
             self._order, self._epoch = rng.permutation(len(self._proprio)), epoch
-        return self._order[index * size : (index + 1) * size]
+        rows = torch.from_numpy(self._order[index * size : (index + 1) * size])
+        return {
+            "proprio": self._proprio[rows],
+            "position": self._position[rows],
+            "yaw": self._yaw[rows],
+            **{f"image/{camera}": images[rows] for camera, images in self._images.items()},
+        }
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The two losses and their sum."""
+        images = {camera: batch[f"image/{camera}"] for camera in self._images}
+        position, yaw = self.network(images, batch["proprio"])
+        position_loss = functional.smooth_l1_loss(
+            position * CENTIMETRES, batch["position"] * CENTIMETRES, beta=0.5
+        )
+        yaw_loss = functional.mse_loss(yaw, batch["yaw"])
+        loss = position_loss + self._settings.yaw_weight * yaw_loss
+        return {"loss": loss, "position": position_loss, "yaw": yaw_loss}
+
+    def after_step(self) -> None:
+        """Count."""
+        self.taken += 1
 
 
 def _convolve_in_bfloat16(network: CubeNetwork, enabled: bool) -> None:
@@ -159,14 +154,12 @@ def errors(network: CubeNetwork, frames: Frames) -> dict[str, float]:
 
 
 def train_encoder(
-    data: Path, out: Path, settings: EncoderSettings, *, resume: bool = False, command: str = ""
+    settings: EncoderSettings, *, resume: bool = False, command: str = ""
 ) -> dict[str, float]:
     """Train an encoder and write its checkpoint.
 
     Args:
-        data: Folder that ``qsteer data`` wrote.
-        out: Folder of the checkpoint.
-        settings: How.
+        settings: How, and from what.
         resume: Continue an interrupted run.
         command: Written into the checkpoint.
 
@@ -176,28 +169,25 @@ def train_encoder(
     Raises:
         ConfigError: There are no frames, or the run to resume was another one.
     """
-    single_threaded(settings.threads)
+    data = Path(settings.data)
     frames = load_frames(data, "train")
     digest = hashlib.sha256()
     for array in (frames.proprio, frames.cube_xyz, frames.cube_yaw):
         digest.update(array.tobytes())
     learner = EncoderLearner(frames, settings)
-    train(
+    losses = run(
         learner,
-        out,
-        settings=settings,
+        settings,
         data_hash=digest.hexdigest(),
         description="encoder",
         resume=resume,
     )
     metrics = errors(learner.network, load_frames(data, "test"))
     shapes = {k: (int(v.shape[1]), int(v.shape[2])) for k, v in frames.images.items()}
-    training = {
-        "command": command,
-        "settings": asdict(settings),
-        "data_hash": digest.hexdigest(),
-        "frames": len(frames.proprio),
-        "test_errors": metrics,
-    }
-    checkpoints.save(out, arrays(learner.network), encoder_config(shapes, training))
+    training = provenance(
+        settings, command=command, data_hash=digest.hexdigest(), metrics=losses
+    ) | {"frames": len(frames.proprio), "test_errors": metrics}
+    tensors = {k: v.detach().cpu().numpy() for k, v in learner.network.state_dict().items()}
+    config = encoder_config(shapes, training)
+    states.finish(settings.out, lambda folder: checkpoints.save(folder, tensors, config))
     return metrics

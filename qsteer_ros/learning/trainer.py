@@ -3,95 +3,145 @@
 Whatever is random in a step depends on the seed and the number of that step only, so a run that
 was interrupted and resumed ends with the same weights, bit for bit, as one that was not (on one
 kind of processor, with one number of threads).
+
+Under ``torchrun`` every process takes its rows of the same batch and PyTorch's
+DistributedDataParallel averages the gradients: as many steps as one process, of the same batches.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qsteer_ros import checkpoints
-from qsteer_ros.errors import ConfigError
+from qsteer_ros.errors import DataError
+from qsteer_ros.learning import states
+from qsteer_ros.learning.learner import Learner
+from qsteer_ros.learning.processes import Processes
+from qsteer_ros.learning.scalars import Scalars
+from qsteer_ros.learning.settings import Training
 
-STATE = "training_state"
-"""Folder inside the output folder that holds weights and optimisers of an unfinished run."""
-
-
-class Learner(Protocol):
-    """Something that is trained step by step."""
-
-    @property
-    def modules(self) -> Mapping[str, nn.Module]:
-        """Everything with weights that change, by name."""
-        ...
-
-    @property
-    def optimisers(self) -> Mapping[str, torch.optim.Optimizer]:
-        """What changes them, by name."""
-        ...
-
-    def update(self, step: int) -> Mapping[str, Tensor]:
-        """Take optimiser step ``step`` (from 0) and return scalars to show."""
-        ...
+SHOW_EVERY = 50
+_MAY_CHANGE = ("out", "checkpoint_every", "log_every")
+"""Settings that a resumed run may have otherwise: no weight depends on them."""
 
 
-def train(
+class Trainer:
+    """Takes optimiser steps, one at a time.
+
+    Args:
+        learner: What is trained.
+        settings: Learning rate, schedule, clip and seed.
+        processes: Those that share each batch; the default is this one alone.
+    """
+
+    def __init__(
+        self, learner: Learner, settings: Training, processes: Processes | None = None
+    ) -> None:
+        self.learner = learner.to(settings.device)
+        self._settings = settings
+        self._processes = Processes() if processes is None else processes
+        self._model: nn.Module = self._processes.shared(learner)
+        self._processes.check_batch(settings.batch)
+        for optimiser in learner.optimisers().values():
+            for group in optimiser.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+
+    def step(self, number: int) -> dict[str, Tensor]:
+        """Take step ``number`` (from 0); scalars are of this process's share of the batch."""
+        settings, learner = self._settings, self.learner
+        optimisers = list(learner.optimisers().values())
+        factor = warmup_cosine(
+            number, steps=settings.steps, warmup=settings.warmup, floor=settings.lr_floor
+        )
+        batch = self._processes.share(learner.draw(generator(settings.seed, number)))
+        shown: dict[str, Tensor] = self._model(batch)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        shown["loss"].backward()  # type: ignore[no-untyped-call]
+        learner.before_step()
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            if settings.gradient_clip > 0.0:
+                weights = [w for group in optimiser.param_groups for w in group["params"]]
+                nn.utils.clip_grad_norm_(weights, settings.gradient_clip, foreach=True)
+            optimiser.step()
+        learner.after_step()
+        return {name: value.detach() for name, value in shown.items()}
+
+
+def run(
     learner: Learner,
-    out: Path,
+    settings: Training,
     *,
-    settings: Any,
     data_hash: str,
     description: str,
     resume: bool,
+    on_state: Callable[[int], None] = lambda step: None,
 ) -> dict[str, float]:
-    """Run a learner to ``settings.steps``.
+    """Train to ``settings.steps``.
 
     Args:
-        learner: What is trained. It has been made with ``settings`` and nothing else random.
-        out: Folder of the checkpoint; states are saved in ``training_state`` inside it.
-        settings: A settings object with ``steps``, ``checkpoint_every`` and ``seed``.
+        learner: What is trained. It was made from ``settings`` and its data, nothing else.
+        settings: How. States and scalars go to the folder ``settings.out`` + ``.run``.
         data_hash: Names the data, so that a run is not resumed on other data.
         description: Of the progress bar.
         resume: Start from the saved state, if there is one.
+        on_state: Called with the number of steps taken after every saved state.
 
     Returns:
-        Mean of each scalar over the last tenth of the steps taken.
+        Mean of each scalar over the last tenth of the steps.
 
     Raises:
-        ConfigError: The saved state belongs to other settings or other data.
-        KeyboardInterrupt: The user pressed Ctrl-C; the state has been saved.
+        ConfigError: The saved state belongs to other settings or other data, or the batch cannot
+            be shared.
+        DataError: The loss is not finite. The last saved state is kept.
+        KeyboardInterrupt: The user pressed Ctrl-C; the step was finished and the state saved.
     """
-    identity = {"settings": asdict(settings), "data_hash": data_hash}
-    first = _restore(learner, out / STATE, identity) if resume else 0
-    history: dict[str, list[Tensor]] = {}
-    with (
-        _interruption() as interrupted,
-        tqdm(total=settings.steps, initial=first, desc=description, unit="step") as bar,
-    ):
-        for step in range(first, settings.steps):
-            shown = learner.update(step)
-            if step >= settings.steps * 0.9:
-                for name, value in shown.items():
-                    history.setdefault(name, []).append(value)
-            if step % 50 == 0:
-                bar.set_postfix({k: f"{float(v):.4g}" for k, v in shown.items()}, refresh=False)
-            bar.update()
-            done = step + 1
-            if interrupted or (done % settings.checkpoint_every == 0 and done < settings.steps):
-                _save(learner, out / STATE, identity, done)
-            if interrupted:
-                raise KeyboardInterrupt
-    return {name: float(torch.stack(values).mean()) for name, values in history.items()}
+    torch.set_num_threads(settings.threads)
+    same = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
+    identity = {"settings": same, "data_hash": data_hash}
+    with Processes.of_torchrun(settings.device) as processes:
+        trainer = Trainer(learner, settings, processes)
+        first = states.restore(learner, settings.out, identity) if resume else 0
+        history: dict[str, list[Tensor]] = {}
+        with (
+            interruption() as interrupted,
+            Scalars(settings, first=first, on=processes.first) as scalars,
+            progress(settings.steps, first, description, on=processes.first) as bar,
+        ):
+            for number in range(first, settings.steps):
+                shown = trainer.step(number)
+                if number >= settings.steps * 0.9:
+                    for name, value in shown.items():
+                        history.setdefault(name, []).append(value)
+                if number % SHOW_EVERY == 0:
+                    check_finite(shown["loss"], number)
+                    words = {k: f"{float(v):.4g}" for k, v in shown.items()}
+                    bar.set_postfix(words, refresh=False)
+                scalars.add(number, shown, processes)
+                bar.update()
+                done = number + 1
+                stop = processes.any(bool(interrupted))
+                if stop or (done % settings.checkpoint_every == 0 and done < settings.steps):
+                    check_finite(shown["loss"], number)
+                    if processes.first:
+                        states.save(learner, settings.out, identity, done)
+                        on_state(done)
+                if stop:
+                    raise KeyboardInterrupt
+        return processes.mean(
+            {name: torch.stack(values).mean() for name, values in history.items()}
+        )
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -105,27 +155,29 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + float(np.cos(np.pi * progress)))
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
-    """Set it for all parameters."""
-    for group in optimiser.param_groups:
-        group["lr"] = value
+def check_finite(loss: Tensor, step: int) -> None:
+    """Refuse to go on with weights that are lost.
+
+    Raises:
+        DataError: The loss is not finite.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise DataError(
+            f"the loss must be finite: it is {float(loss)} at step {step}. Lower learning_rate, "
+            "set gradient_clip, or look for extreme values in the data."
+        )
 
 
-def single_threaded(threads: int) -> None:
-    """Use this many CPU threads for tensor arithmetic in this process."""
-    torch.set_num_threads(threads)
-
-
-def arrays(module: nn.Module, prefix: str = "") -> dict[str, Any]:
-    """Weights of a module as numpy arrays, named as in its state dict after ``prefix``."""
-    return {prefix + k: v.detach().cpu().numpy() for k, v in module.state_dict().items()}
+def progress(steps: int, first: int, description: str, *, on: bool = True) -> Any:
+    """A bar with the time left."""
+    return tqdm(total=steps, initial=first, desc=description, unit="step", disable=not on)
 
 
 @contextmanager
-def _interruption() -> Iterator[list[int]]:
+def interruption() -> Iterator[list[int]]:
     """A list that is empty until Ctrl-C, which never cuts a step in half; a second one does."""
     caught: list[int] = []
 
@@ -145,51 +197,15 @@ def _interruption() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _save(learner: Learner, folder: Path, identity: Mapping[str, Any], step: int) -> None:
-    tensors: dict[str, Any] = {}
-    for name, module in learner.modules.items():
-        tensors |= arrays(module, f"module/{name}/")
-    for name, optimiser in learner.optimisers.items():
-        for index, entries in optimiser.state_dict()["state"].items():
-            for key, value in entries.items():
-                tensors[f"optimiser/{name}/{index}/{key}"] = torch.as_tensor(value).numpy()
-    checkpoints.save(folder, tensors, {"kind": STATE, "step": step, **identity})
-
-
-def _restore(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
-    """Load a saved state, if there is one; return the number of steps it has taken."""
-    if not folder.exists():
-        return 0
-    saved = checkpoints.load(folder, kind=STATE)
-    for name, value in json.loads(json.dumps(identity)).items():
-        if saved.config[name] != value:
-            raise ConfigError(
-                f"'{folder}' must come from the same {name.replace('_', ' ')} to be resumed: it "
-                f"has {saved.config[name]}, now it is {value}. Start afresh without --resume."
-            )
-    for name, module in learner.modules.items():
-        prefix = f"module/{name}/"
-        module.load_state_dict(
-            {
-                k.removeprefix(prefix): torch.from_numpy(v.copy())
-                for k, v in saved.tensors.items()
-                if k.startswith(prefix)
-            }
-        )
-    for name, optimiser in learner.optimisers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in saved.tensors.items():
-            if key.startswith(f"optimiser/{name}/"):
-                _, _, index, entry = key.split("/")
-                state.setdefault(int(index), {})[entry] = torch.from_numpy(value.copy())
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        _lay_out_like_parameters(optimiser)
-    return int(saved.config["step"])
-
-
-def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:
-    """Give moments the memory layout of their parameters; fused optimisers pair raw memory."""
-    for parameter, entries in optimiser.state.items():
-        for name, value in entries.items():
-            if value.shape == parameter.shape:
-                entries[name] = torch.empty_like(parameter).copy_(value)
+def provenance(
+    settings: Training, *, command: str, data_hash: str, metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a checkpoint says about its training."""
+    return {
+        "command": command,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "settings": asdict(settings),
+        "data_hash": data_hash,
+        "metrics": dict(metrics),
+    }

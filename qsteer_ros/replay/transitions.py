@@ -43,6 +43,9 @@ class Windows:
         bootstrap: What multiplies the value of the next observation, (M,).
         terminated: Whether the goal was reached inside the window, (M,).
         truncated: Whether the clock ended the episode right after the window, (M,).
+        rewards: Of each step, 0 from the goal on, (M, H).
+        ended: Whether the goal had been reached at the end of each step, (M, H).
+        mc_return: Discounted reward from the first step to the goal or the end, (M,).
     """
 
     start: NDArray[np.int64]
@@ -52,6 +55,9 @@ class Windows:
     bootstrap: Float32
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    rewards: Float32
+    ended: NDArray[np.bool_]
+    mc_return: Float32
 
 
 def windows_of(steps: EpisodeSteps, *, horizon: int, discount: float) -> Windows:
@@ -85,15 +91,40 @@ def windows_of(steps: EpisodeSteps, *, horizon: int, discount: float) -> Windows
     weights = discount ** np.arange(horizon)
     terminated = terminal <= start_rows + horizon
     chunk = np.where((inside & steps.acting[safe])[..., None], steps.action[safe], 0.0)
+    rewards = np.where(inside, steps.reward[following], 0.0)
+    to_go = _returns_to_go(steps.reward, terminal, discount)
     return Windows(
         start=start_rows,
         next=np.minimum(start_rows + horizon, count - 1),
         chunk=chunk.astype(np.float32),
-        reward=(np.where(inside, steps.reward[following], 0.0) @ weights).astype(np.float32),
+        reward=(rewards @ weights).astype(np.float32),
         bootstrap=np.where(terminated, 0.0, discount**horizon).astype(np.float32),
         terminated=terminated,
         truncated=~terminated & (start_rows + horizon > last_acted),
+        rewards=rewards.astype(np.float32),
+        ended=index + 1 >= terminal,
+        mc_return=to_go[start_rows].astype(np.float32),
     )
+
+
+def _returns_to_go(
+    reward: NDArray[np.floating], terminal: int, discount: float
+) -> NDArray[np.float64]:
+    r"""Discounted reward from every row on, (N,).
+
+    An episode that ended by the clock is taken to go on as it ended: its last row has
+    :math:`r / (1 - \gamma)`, 0 without discount.
+    """
+    total = np.zeros(len(reward))
+    last = len(reward) - 1
+    for row in range(last, -1, -1):
+        if row >= terminal:
+            continue
+        if row == last:
+            total[row] = reward[row] / (1.0 - discount) if discount < 1.0 else 0.0
+        else:
+            total[row] = reward[row + 1] + discount * total[row + 1]
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +139,12 @@ class LoggedTransitions:
         bootstrap: What multiplies the value of ``next_features``, (M,).
         terminated: (M,).
         truncated: (M,).
+        rewards: Of each step, 0 from the goal on, (M, H).
+        ended: Whether the goal had been reached at the end of each step, (M, H).
+        next_chunk: Executed actions of the window that follows, (M, H, A); zeros without one.
+        next_valid: Whether there is one, (M,).
+        mc_return: Discounted reward from the first step to the goal or the end, (M,).
+        success: Whether the episode reached the goal, (M,).
         episode: Index into ``episodes``, (M,).
         stamp_ns: Stamp of the window's first step, (M,).
         episodes: The episodes used, in the order of their folders.
@@ -122,6 +159,12 @@ class LoggedTransitions:
     bootstrap: Float32
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    rewards: Float32
+    ended: NDArray[np.bool_]
+    next_chunk: Float32
+    next_valid: NDArray[np.bool_]
+    mc_return: Float32
+    success: NDArray[np.bool_]
     episode: NDArray[np.int64]
     stamp_ns: NDArray[np.int64]
     episodes: tuple[Episode, ...]
@@ -200,6 +243,8 @@ def load_transitions(
     digest = hashlib.sha256()
     for info in episodes:
         digest.update(str(info.bag["sha256"]).encode())
+    counts = [len(w.start) for w, _, _ in parts]
+    follow = [_next_chunks(w, horizon) for w, _, _ in parts]
     return LoggedTransitions(
         features=np.concatenate([f[w.start] for w, f, _ in parts]).astype(np.float32),
         next_features=np.concatenate([f[w.next] for w, f, _ in parts]).astype(np.float32),
@@ -208,9 +253,24 @@ def load_transitions(
         bootstrap=np.concatenate([w.bootstrap for w, _, _ in parts]),
         terminated=np.concatenate([w.terminated for w, _, _ in parts]),
         truncated=np.concatenate([w.truncated for w, _, _ in parts]),
-        episode=np.repeat(np.arange(len(parts)), [len(w.start) for w, _, _ in parts]),
+        rewards=np.concatenate([w.rewards for w, _, _ in parts]),
+        ended=np.concatenate([w.ended for w, _, _ in parts]),
+        next_chunk=np.concatenate([following for following, _ in follow]),
+        next_valid=np.concatenate([valid for _, valid in follow]),
+        mc_return=np.concatenate([w.mc_return for w, _, _ in parts]),
+        success=np.repeat([bool(w.terminated.any()) for w, _, _ in parts], counts),
+        episode=np.repeat(np.arange(len(parts)), counts),
         stamp_ns=np.concatenate([stamp_ns[w.start] for w, _, stamp_ns in parts]),
         episodes=tuple(episodes),
         skipped=tuple(skipped),
         hash=digest.hexdigest(),
     )
+
+
+def _next_chunks(windows: Windows, horizon: int) -> tuple[Float32, NDArray[np.bool_]]:
+    """The chunk that was executed after each window, zeros where none is whole, and whether."""
+    place = {int(start): index for index, start in enumerate(windows.start)}
+    rows = np.array([place.get(int(start) + horizon, -1) for start in windows.start])
+    valid = (rows >= 0) & ~windows.terminated
+    chunk = np.where(valid[:, None, None], windows.chunk[np.maximum(rows, 0)], 0.0)
+    return chunk.astype(np.float32), valid

@@ -1,0 +1,87 @@
+"""The training programs by name, and what runs one. Nothing heavy is imported to list them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qsteer_ros.errors import ConfigError
+from qsteer_ros.learning.settings import Training, read
+
+
+class Program(NamedTuple):
+    """Where a training program is.
+
+    Attributes:
+        settings: ``module:class`` of its settings, below ``qsteer_ros.learning``.
+        run: ``module:function``, (settings, *, resume, command) -> metrics; it writes the
+            checkpoint.
+        meaning: One line.
+    """
+
+    settings: str
+    run: str
+    meaning: str
+
+
+PROGRAMS: dict[str, Program] = {
+    "encoder": Program(
+        "settings_encoder:EncoderSettings", "train_encoder:train_encoder", "cameras to features"
+    ),
+    "bc": Program(
+        "settings_bc:PolicySettings", "train_bc:train_policy", "the flow policy, cloned from play"
+    ),
+    "critic": Program(
+        "settings_critic:CriticSettings", "train_critic:train_critic", "values of chunks"
+    ),
+}
+"""Training programs by the name they have on the command line."""
+
+
+def settings_of(program: str) -> type[Training]:
+    """The settings' dataclass of a program."""
+    kind: type[Training] = _find(PROGRAMS[program].settings)
+    return kind
+
+
+def train_program(
+    program: str, words: Sequence[str], *, config: str | Path | None = None, resume: bool = False
+) -> str:
+    """Train what ``program`` names and say what came of it.
+
+    Args:
+        program: A key of :data:`PROGRAMS`.
+        words: Settings written ``key=value``.
+        config: YAML file of settings.
+        resume: Continue an interrupted run.
+
+    Returns:
+        Checkpoint folder and metrics as JSON.
+
+    Raises:
+        ConfigError: A setting is wrong or the data are missing.
+        DataError: The data are damaged.
+    """
+    settings = read(settings_of(program), words, config=config)
+    if not settings.out:
+        raise ConfigError(
+            f"qsteer train {program} must be told where its checkpoint goes: 'out' is empty. "
+            f"Add out=checkpoints/{program}."
+        )
+    run: Any = _find(PROGRAMS[program].run)
+    metrics = run(settings, resume=resume, command=command())
+    return json.dumps({"checkpoint": settings.out, **metrics})
+
+
+def command() -> str:
+    """What the user typed."""
+    return " ".join(["qsteer", *sys.argv[1:]])
+
+
+def _find(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"qsteer_ros.learning.{module}"), name)
