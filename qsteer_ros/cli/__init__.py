@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from qsteer_ros import __version__
-from qsteer_ros.cli.judging import add_calibrate, add_evaluate
+from qsteer_ros.cli.judging import add_calibrate, add_evaluate, add_gate
 from qsteer_ros.cli.learning import add_data, add_fit_servo, add_train
 from qsteer_ros.cli.log import add_inspect, add_report, add_verify
 from qsteer_ros.cli.running import add_demo, add_set, add_up
@@ -32,6 +32,7 @@ VERBS: tuple[Callable[[Verbs], None], ...] = (
     add_train,
     add_evaluate,
     add_calibrate,
+    add_gate,
     add_inspect,
     add_verify,
     add_fit_servo,

@@ -1,4 +1,4 @@
-"""Verbs that measure what acts: evaluate, calibrate."""
+"""Verbs that measure what acts: evaluate, calibrate, gate."""
 
 from __future__ import annotations
 
@@ -108,3 +108,38 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from qsteer_ros.evaluation.calibrate import calibrate_from_options
 
     say(calibrate_from_options(vars(arguments)))
+
+
+def add_gate(verbs: Verbs) -> None:
+    """Verb ``gate``."""
+    parser = verbs.add_parser(
+        "gate", help="examine a critic on held-out episodes before it steers"
+    )
+    parser.add_argument("--critic", required=True, metavar="DIR", help="gets gate.json")
+    parser.add_argument("--policy", default="checkpoints/policy", metavar="DIR")
+    parser.add_argument(
+        "--episodes",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="store of logged episodes that the critic was not trained on",
+    )
+    parser.add_argument("--robot", default="robot_ur5e_sim.yaml", metavar="FILE")
+    parser.add_argument("--encoder", default="checkpoints/encoder", metavar="DIR")
+    parser.add_argument("--page", type=Path, metavar="FILE.html", help="gets a page with plots")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a threshold, such as direction_share_max=0.7; it is recorded",
+    )
+    parser.set_defaults(run=_gate)
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from qsteer_ros.evaluation.gate_run import gate_from_options
+
+    status, text = gate_from_options(vars(arguments))
+    say(text)
+    return status
