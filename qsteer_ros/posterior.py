@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from qsteer_ros.errors import ConfigError, DataError
@@ -114,6 +115,46 @@ def glass_velocity(
     pulled = flow_time + unknown * outer_share / (1.0 + inner_share)
     drift = unknown * velocity.view_as(merged)
     return gain * (outer_share * (view - pulled * inner) + drift)
+
+
+def glass_velocity_per_row(
+    field: VelocityField,
+    inner: Tensor,
+    inner_time: Tensor,
+    noisy_chunk: Tensor,
+    flow_time: Tensor,
+) -> Tensor:
+    r"""`glass_velocity` where every row has its own pair of times, as training needs it.
+
+    The same formula in tensors. Values of the times are not examined (that would wait for a GPU):
+    flow times must be in [0, 1) and inner times in [0, 1].
+
+    Args:
+        field: Frozen field, (B, H, A), (B,) -> (B, H, A); it is asked once, with B rows whose
+            flow times differ.
+        inner: y, (B, H, A), one sample per row.
+        inner_time: r, (B,).
+        noisy_chunk: x, (B, H, A).
+        flow_time: t, (B,).
+
+    Returns:
+        w, (B, H, A).
+
+    Raises:
+        DataError: Shapes do not belong together.
+    """
+    _check_shapes(inner.unsqueeze(1), noisy_chunk)
+    t, r = flow_time.view(-1, 1, 1), inner_time.view(-1, 1, 1)
+    unknown, left = 1.0 - t, 1.0 - r
+    length = torch.hypot(t * left, unknown * r)
+    known = length.clamp_min(torch.finfo(length.dtype).tiny)
+    outer_share = t * left / known
+    inner_share = torch.where(length > 0.0, unknown * r / known, torch.ones_like(length))
+    gain = 1.0 / (length + unknown * left)
+    merged = gain * (outer_share * left * noisy_chunk + inner_share * unknown * inner)
+    velocity = field(merged, (gain * length).flatten())
+    pulled = t + unknown * outer_share / (1.0 + inner_share)
+    return gain * (outer_share * (noisy_chunk - pulled * inner) + unknown * velocity)
 
 
 def glass_posterior(

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.flow import Sampler, Scheduled, VelocityField, predict_clean
-from qsteer_ros.posterior import glass_posterior, glass_velocity, posterior_at
+from qsteer_ros.posterior import (
+    glass_posterior,
+    glass_velocity,
+    glass_velocity_per_row,
+    posterior_at,
+)
 
 OUTER = (0.0, 1e-9, 1e-3, 0.1, 0.5, 0.9, 0.999)
 INNER = (0.0, 1e-9, 1e-3, 0.3, 0.7, 0.999, 1.0 - 1e-9, 1.0)
@@ -115,6 +120,49 @@ def test_samples_are_rows_of_one_evaluation_and_do_not_mix() -> None:
                 data.field(), y[row : row + 1, sample], 0.3, x[row : row + 1], 0.4
             )
             torch.testing.assert_close(together[row, sample], alone[0], atol=1e-12, rtol=1e-12)
+
+
+def every_pair() -> tuple[Tensor, Tensor]:
+    """Outer and inner times of all combinations, (B,) each."""
+    pairs = torch.cartesian_prod(
+        torch.tensor(OUTER, dtype=torch.float64), torch.tensor(INNER, dtype=torch.float64)
+    )
+    return pairs[:, 0], pairs[:, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_with_times_of_their_own_get_what_each_would_get_alone(dtype: torch.dtype) -> None:
+    t, r = every_pair()
+    x, y = noise(len(t)).to(dtype), noise(len(t), seed=1).to(dtype)
+    found = glass_velocity_per_row(swirl, y, r.to(dtype), x, t.to(dtype))
+    assert found.dtype == dtype
+    for i, (outer, inner) in enumerate(zip(t.tolist(), r.tolist(), strict=True)):
+        alone = glass_velocity(swirl, y[i : i + 1].double(), inner, x[i : i + 1].double(), outer)
+        near = 1e-12 if dtype == torch.float64 else 2e-6 * float(alone.abs().max()) / (1.0 - outer)
+        torch.testing.assert_close(found[i : i + 1].double(), alone, atol=near, rtol=0)
+
+
+def test_rows_with_times_of_their_own_get_the_velocity_of_their_exact_posteriors() -> None:
+    data, (t, r) = mixture(4), every_pair()
+    x, y = noise(len(t))[:, :2], noise(len(t), seed=1)[:, :2]
+
+    def field(noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
+        rows = [
+            data.velocity_at(noisy_chunk[i : i + 1].flatten(1), float(flow_time[i]))
+            for i in range(len(noisy_chunk))
+        ]
+        return torch.cat(rows).view_as(noisy_chunk)
+
+    found = glass_velocity_per_row(field, y, r, x, t)
+    for i in range(len(t)):
+        posterior = data.posterior(x[i : i + 1].flatten(1), float(t[i]))
+        exact = posterior.velocity_at(y[i : i + 1].flatten(1), float(r[i])).view_as(x[i])
+        torch.testing.assert_close(found[i], exact, atol=1e-8, rtol=1e-8)
+
+
+def test_rows_of_other_shapes_are_refused() -> None:
+    with pytest.raises(DataError, match=r"must have shape \(B, N, H, A\) for noisy chunks"):
+        glass_velocity_per_row(swirl, noise(3), torch.zeros(3), noise(4), torch.zeros(4))
 
 
 def test_a_field_that_is_scheduled_is_asked_with_a_plain_number() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from qsteer_ros.ensemble import QFunction
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler, VelocityField
-from qsteer_ros.posterior import glass_posterior
+from qsteer_ros.posterior import PosteriorMap, glass_posterior
 from qsteer_ros.steering.bptt import bptt
 from qsteer_ros.steering.gradient import NORMALISED, Bounds
 from qsteer_ros.steering.guide import Rule, guide
@@ -34,6 +34,7 @@ def steer(
     bounds: Bounds = NORMALISED,
     seed: int = 0,
     trace: Trace | None = None,
+    posterior: PosteriorMap | None = None,
 ) -> VelocityField:
     """Bend a frozen field as the settings say.
 
@@ -46,6 +47,8 @@ def steer(
         bounds: Of normalised actions.
         seed: Of everything random in a rule.
         trace: Collects what happened at each step.
+        posterior: Where ``qpilots_m`` gets its samples from: a trained map for the same
+            observation. None: the frozen field draws them itself.
 
     Returns:
         The steered field; ``field`` itself when nothing bends it or the weight is 0.
@@ -61,7 +64,11 @@ def steer(
                 f"steering mode '{settings.mode}' needs a critic: none is loaded. "
                 "Set parameter 'critic', or steering: off."
             )
-        rules.append(critic_rule(field, q, settings, sampler=sampler or Sampler(), seed=seed))
+        rules.append(
+            critic_rule(
+                field, q, settings, sampler=sampler or Sampler(), seed=seed, posterior=posterior
+            )
+        )
     return guide(field, *rules, bounds=bounds, limits=settings.limits, trace=trace)
 
 
@@ -72,6 +79,7 @@ def critic_rule(
     *,
     sampler: Sampler,
     seed: int,
+    posterior: PosteriorMap | None = None,
 ) -> Rule:
     """The rule of one of the `FIELD_MODES`; arguments as in `steer`."""
     weight = 1.0 if settings.ratio > 0.0 else settings.weight
@@ -84,9 +92,10 @@ def critic_rule(
                 q, weight=weight, aggregate=combine, keep_jacobian=settings.keep_jacobian
             )
         case "qpilots_m":
+            drawn = glass_posterior(field, steps=settings.posterior_steps)
             rule = qpilots_m(
                 q,
-                glass_posterior(field, steps=settings.posterior_steps),
+                drawn if posterior is None else posterior,
                 weight=weight,
                 aggregate=combine,
                 num_samples=settings.posterior_samples,
