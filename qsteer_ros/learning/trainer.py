@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -54,6 +54,10 @@ class Trainer:
         for optimiser in learner.optimisers().values():
             for group in optimiser.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+
+    def close(self) -> None:
+        """Let go of what belongs to the group of processes, which must outlive it."""
+        self._model = self.learner
 
     def step(self, number: int) -> dict[str, Tensor]:
         """Take step ``number`` (from 0); scalars are of this process's share of the batch."""
@@ -110,8 +114,10 @@ def run(
     torch.set_num_threads(settings.threads)
     same = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
     identity = {"settings": same, "data_hash": data_hash}
-    with Processes.of_torchrun(settings.device) as processes:
-        trainer = Trainer(learner, settings, processes)
+    with (
+        Processes.of_torchrun(settings.device) as processes,
+        closing(Trainer(learner, settings, processes)) as trainer,
+    ):
         first = states.restore(learner, settings.out, identity) if resume else 0
         history: dict[str, list[Tensor]] = {}
         with (
@@ -121,7 +127,7 @@ def run(
         ):
             for number in range(first, settings.steps):
                 shown = trainer.step(number)
-                if number >= settings.steps * 0.9:
+                if number >= int(settings.steps * 0.9):
                     for name, value in shown.items():
                         history.setdefault(name, []).append(value)
                 if number % SHOW_EVERY == 0:
