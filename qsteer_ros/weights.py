@@ -95,7 +95,8 @@ def ema_update(target: nn.Module, online: nn.Module, *, rate: float) -> None:
     """
     if not 0.0 < rate <= 1.0:
         raise ConfigError(f"'rate' must be inside (0, 1]: got {rate}. 0.005 is usual.")
-    slow, fast = list(target.parameters()), list(online.parameters())
+    slow: list[Tensor] = list(target.parameters())
+    fast: list[Tensor] = list(online.parameters())
     torch._foreach_lerp_(slow, fast, rate)
 
 
