@@ -106,7 +106,7 @@ def test_a_gradient_is_shortened_to_the_clip() -> None:
     learner = Line()
     settings = PolicySettings(steps=2, warmup=0, lr_floor=1.0, gradient_clip=0.5)
     Trainer(learner, settings).step(0)
-    assert float(learner.guess) == pytest.approx(0.25)
+    assert learner.guess.item() == pytest.approx(0.25)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_says_at_which_step(tmp_path: Path) -> None:

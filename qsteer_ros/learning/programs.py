@@ -38,6 +38,19 @@ PROGRAMS: dict[str, Program] = {
     "critic": Program(
         "settings_critic:CriticSettings", "train_critic:train_critic", "values of chunks"
     ),
+    "posterior-map": Program(
+        "settings_posterior_map:PosteriorMapSettings",
+        "train_posterior_map:train_posterior_map",
+        "samples of the clean chunk in one step, for qpilots_m",
+    ),
+    "qvgm": Program(
+        "settings_qvgm:QvgmSettings",
+        "train_qvgm:train_qvgm",
+        "a policy taught by a critic, which then acts without it",
+    ),
+    "dsrl": Program(
+        "settings_dsrl:DsrlSettings", "train_dsrl:train_dsrl", "an actor that chooses the noise"
+    ),
 }
 """Training programs by the name they have on the command line."""
 
