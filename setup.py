@@ -38,6 +38,7 @@ setup(
         "safetensors",
         "pyyaml",
         "tqdm",
+        "tensorboard",
         "mcap",
         "rosbags",
         "pin",

@@ -14,6 +14,8 @@ import yaml
 
 from qsteer_ros import cli
 from qsteer_ros.graph.systems import parse_settings, system
+from qsteer_ros.learning.programs import PROGRAMS, settings_of
+from qsteer_ros.learning.settings import read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
@@ -60,6 +62,8 @@ def test_commands_in_the_documentation_are_understood(page: str, arguments: list
         given = cli.parser().parse_args(arguments)
     except SystemExit:
         pytest.fail(f"{page}: qsteer {shlex.join(arguments)}")
+    if given.verb == "train":
+        read(settings_of(given.program), given.settings)
     if given.verb == "up":
         pytest.importorskip("rclpy")
         settings = parse_settings(given.settings)
@@ -68,6 +72,12 @@ def test_commands_in_the_documentation_are_understood(page: str, arguments: list
             module, kind = KINDS[node]
             fields = dataclasses.fields(getattr(importlib.import_module(module), kind))
             assert set(values) <= {field.name for field in fields}, page
+
+
+def test_training_programs_that_the_code_tells_the_user_to_run_exist() -> None:
+    for path in (ROOT / "qsteer_ros").rglob("*.py"):
+        for program in re.findall(r"qsteer train ([a-z][a-z-]*)", path.read_text()):
+            assert program in PROGRAMS, f"{name_of(path)}: qsteer train {program}"
 
 
 @pytest.mark.parametrize(("page", "arguments"), commands("scripts/demo"))
