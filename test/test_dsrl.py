@@ -19,8 +19,9 @@ from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import denoise
 from qsteer_ros.interface import Interface
 from qsteer_ros.learning.dsrl import actor_loss, distillation_loss, temperature_loss
+from qsteer_ros.learning.dsrl_learner import DsrlLearner
 from qsteer_ros.learning.settings_dsrl import DsrlSettings
-from qsteer_ros.learning.train_dsrl import DsrlLearner, train_dsrl
+from qsteer_ros.learning.train_dsrl import train_dsrl
 from qsteer_ros.learning.trainer import Trainer, generator
 from qsteer_ros.learning.transitions import Transitions
 from qsteer_ros.policies.flow_policy import FlowPolicy
@@ -195,6 +196,25 @@ def test_the_temperature_rises_when_the_entropy_is_too_low_and_falls_when_it_is_
 def test_the_entropy_that_is_asked_for_counts_every_component() -> None:
     learner = learner_of(None, replace(SMALL, entropy_per_component=-0.25))
     assert learner.target_entropy == -0.25 * 6
+
+
+def test_the_noise_critic_starts_at_the_mean_of_what_a_trained_critic_says() -> None:
+    critic = make_critic()
+    with torch.no_grad():
+        critic.network.biases[-1] += torch.tensor([-50.0, 20.0]).view(2, 1, 1)
+    learner = DsrlLearner(
+        transitions(make_policy().interface), make_policy(), critic, replace(SMALL, batch=512)
+    )
+    batch = learner.draw(generator(5, 5))
+    judged = critic.condition(batch["features"])(learner.chunk(batch["features"], batch["noise"]))
+    found = learner.noise_critic.biases[-1].flatten()
+    torch.testing.assert_close(found, judged.mean(dim=1), atol=0.5, rtol=0)
+
+
+def test_the_temperature_has_its_own_learning_rate() -> None:
+    learner = learner_of(None, replace(SMALL, warmup=0, lr_floor=1.0, temperature_rate=0.05))
+    Trainer(learner, learner._settings).step(0)
+    assert abs(float(learner.log_temperature.detach())) == pytest.approx(0.05, rel=1e-3)
 
 
 class TwoModes(nn.Module):

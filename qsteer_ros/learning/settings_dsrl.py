@@ -13,6 +13,7 @@ class DsrlSettings(RewardSource):
 
     policy: str = option("checkpoints/policy", "The flow policy whose noise is chosen.")
     critic: str = option("", "A trained critic to learn from; empty trains one along.")
+    steps: int = option(5_000, "Optimiser steps.", bounds=(1, 1e9))
     noise_scale: float = option(
         1.0, "Largest absolute value of a component of the noise.", bounds=(0.01, 10.0)
     )
@@ -29,3 +30,4 @@ class DsrlSettings(RewardSource):
         -0.5, "Entropy wanted of each component of tanh noise, nats.", bounds=(-5.0, 0.69)
     )
     temperature: float = option(1.0, "Weight of the entropy at the start.", bounds=(1e-6, 1e6))
+    temperature_rate: float = option(1e-2, "Peak learning rate of that weight.", bounds=(0.0, 1.0))
