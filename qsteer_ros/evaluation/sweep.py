@@ -14,6 +14,7 @@ from qsteer_ros.critics.calibration import Point
 from qsteer_ros.ensemble import QFunction
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.flow import Sampler, VelocityField
+from qsteer_ros.posterior import PosteriorMap
 from qsteer_ros.steering.clips import clips
 from qsteer_ros.steering.gradient import NORMALISED, Bounds, norm_per_sample, slope_at
 from qsteer_ros.steering.modes import steer
@@ -52,6 +53,7 @@ class Bench:
         sampler: How the field is integrated.
         bounds: Of normalised actions.
         seed: Of everything random in a mode.
+        posterior: ``qpilots_m``: a trained map for the same observations.
 
     Raises:
         ConfigError: The critic is flat at half of the twins or more: no weight can steer with it.
@@ -67,8 +69,10 @@ class Bench:
         sampler: Sampler,
         bounds: Bounds = NORMALISED,
         seed: int = 0,
+        posterior: PosteriorMap | None = None,
     ) -> None:
         """Compute the unguided twins."""
+        self._posterior = posterior
         self._field, self._q, self._noise = field, q, noise
         self._settings, self._sampler, self._bounds, self._seed = settings, sampler, bounds, seed
         with torch.no_grad():
@@ -115,6 +119,7 @@ class Bench:
             bounds=self._bounds,
             seed=self._seed,
             trace=trace,
+            posterior=self._posterior,
         )
         unclipped = self._sampler.denoise(field, self._noise)
         chunk = unclipped.clamp(*self._bounds)
