@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from qsteer_ros import __version__
+from qsteer_ros.cli.bench import add_bench
 from qsteer_ros.cli.judging import add_calibrate, add_evaluate, add_gate
 from qsteer_ros.cli.learning import add_data, add_fit_servo, add_train
 from qsteer_ros.cli.log import add_inspect, add_report, add_verify
@@ -32,6 +33,7 @@ VERBS: tuple[Callable[[Verbs], None], ...] = (
     add_train,
     add_evaluate,
     add_calibrate,
+    add_bench,
     add_gate,
     add_inspect,
     add_verify,

@@ -73,8 +73,8 @@ class SuitePlay:
         """
         goal = suite.goal(self.suite, task)
         holds = goal.satisfied(self.qpos, self.buttons)
-        reward = (holds.sum(axis=1) - goal.conditions).astype(np.float32)
-        return reward, holds.all(axis=1)
+        unmet = goal.conditions - np.count_nonzero(holds, axis=1)
+        return -unmet.astype(np.float32), unmet == 0
 
 
 def suite_interface(features: int, horizon: int) -> Interface:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from qsteer_ros.errors import ConfigError
 from qsteer_ros.learning.generation import claim, do_jobs, written_whole
 from qsteer_ros.learning.settings import option
 
@@ -29,6 +30,7 @@ SPLITS = ("play", "held_out")
 class SuiteDataSettings:
     """What is generated for one environment of the suite."""
 
+    out: str = option("", "Folder of the data set.")
     suite: str = option("cube-single", "Environment: cube-single, scene, puzzle-3x3, ...")
     transitions: int = option(300_000, "Control steps of play.", bounds=(1, 1e9))
     held_out: int = option(20_000, "Control steps of held-out play.", bounds=(0, 1e8))
@@ -38,22 +40,27 @@ class SuiteDataSettings:
     seed: int = option(0, "Decides every episode.", bounds=(0, 2**31))
 
 
-def generate_suite(out: Path, settings: SuiteDataSettings, *, steps: int = EPISODE_STEPS) -> None:
+def generate_suite(settings: SuiteDataSettings, *, steps: int = EPISODE_STEPS) -> None:
     """Generate a data set of the suite, or what is still missing of one.
 
     Args:
-        out: Its folder.
-        settings: What and how much.
+        settings: What, how much, and where to.
         steps: Control steps per episode.
 
     Raises:
-        ConfigError: There is no such environment, or ``out`` holds a data set made with other
-            settings.
+        ConfigError: There is no such environment, no folder is named, or it holds a data set made
+            with other settings.
     """
     from qsteer_ros.sim.suite import spec
 
+    if not settings.out:
+        raise ConfigError(
+            f"play of '{settings.suite}' must be told where it goes: 'out' is empty. "
+            f"Add out=data/{settings.suite}."
+        )
     spec(settings.suite)
-    mine = {k: v for k, v in asdict(settings).items() if k != "workers"}
+    out = Path(settings.out)
+    mine = {k: v for k, v in asdict(settings).items() if k not in ("out", "workers")}
     claim(out, mine | {"steps": steps}, grown=("transitions", "held_out"))
     wanted = {"play": settings.transitions, "held_out": settings.held_out}
     jobs = [(split, i) for split in SPLITS for i in range(-(-wanted[split] // steps))]
