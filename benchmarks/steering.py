@@ -36,7 +36,8 @@ from qsteer_ros.replay.arms import MODES  # noqa: E402  (needs no torch)
 CHUNKS = ((5, 5), (50, 14))
 MEMBERS = (2, 10)
 BATCHES = (1, 256)
-METHODS = (*MODES, "rtc+qgf")
+METHODS = (*(mode for mode in MODES if mode != "dsrl"), "rtc+qgf")
+"""Mode dsrl is the loop of off, from other noise."""
 ENGINES = ("eager", "torch.compile", "compiled", "jax")
 HEAD = (
     f"{'chunk':6} {'E':>2} {'B':>3} {'thr':>3} {'method':14} {'engine':13} {'p50':>8} {'p95':>8} "

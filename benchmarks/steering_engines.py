@@ -22,7 +22,8 @@ from qsteer_ros.steering.settings import MODES, SteeringSettings
 
 CPU = torch.device("cpu")
 STEPS = 10
-METHODS = (*MODES, "rtc+qgf")
+METHODS = (*(mode for mode in MODES if mode != "dsrl"), "rtc+qgf")
+"""Mode dsrl is the loop of off, from other noise."""
 WEIGHTS = {"qpilots_u": 0.3, "qpilots_m": 0.3, "noisy_gradient": 0.05, "gradient_step": 0.05}
 
 

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.critics.networks import EnsembleMLP
 from qsteer_ros.interface import Interface
+from qsteer_ros.policies.average_velocity import AverageVelocity
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.networks import FlowMLP
+from qsteer_ros.policies.noise_network import NoiseActor
+from qsteer_ros.policies.noise_policy import NoisePolicy
+from qsteer_ros.policies.posterior_map import MetaFlowMap
 from qsteer_ros.types import Observation, RobotState
 
 INTERFACE = Interface(
@@ -44,6 +48,32 @@ def make_critic(seed: int = 1, interface: Interface = INTERFACE, members: int = 
     network = EnsembleMLP(members, interface.feature_dim + interface.chunk_dim, (16, 16))
     _drawn(network, seed)
     return Critic(network, MEAN, STD, interface, {"steps": 9}, f"critic{seed}")
+
+
+def make_noise_policy(
+    policy: FlowPolicy | None = None, *, noise_scale: float = 0.8
+) -> NoisePolicy:
+    """For a policy, where it is; for `make_policy` if none is given."""
+    made = policy or make_policy()
+    sizes = made.interface.feature_dim, made.interface.chunk_dim, (16, 16)
+    network = NoiseActor(*sizes, noise_scale=noise_scale)
+    _drawn(network, seed=4)
+    network.to(made.feature_mean.device)
+    return NoisePolicy(network, *_of(made), {"policy_hash": made.hash}, "noise4")
+
+
+def make_posterior_map(policy: FlowPolicy | None = None) -> MetaFlowMap:
+    """For a policy, where it is; for `make_policy` if none is given."""
+    made = policy or make_policy()
+    middle, spread = (fill(made.interface.chunk_dim) for fill in (torch.zeros, torch.ones))
+    network = AverageVelocity(made.interface.feature_dim, middle, spread, (16, 16))
+    _drawn(network, seed=6)
+    network.to(made.feature_mean.device)
+    return MetaFlowMap(network, *_of(made), {"policy_hash": made.hash}, "map6")
+
+
+def _of(policy: FlowPolicy) -> tuple[Tensor, Tensor, Interface]:
+    return policy.feature_mean, policy.feature_std, policy.interface
 
 
 def other(**changes: object) -> Interface:

@@ -28,7 +28,7 @@ def test_the_number_after_the_mode_is_its_weight_or_its_candidates():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("dsrl", "an arm must be one of off, zero, random_matched"),
+        ("annealed", "an arm must be one of off, zero, random_matched"),
         ("qgf:strong", "the number of an arm must follow its mode"),
         ("best_of_n:1.5", "the number of an arm must follow its mode"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import FEATURES, make_critic, make_policy
+from parts import FEATURES, make_critic, make_noise_policy, make_policy
 from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
@@ -121,7 +121,8 @@ class Replaying:
 def test_a_decision_with_an_engine_is_the_readable_one_and_says_so(mode: str) -> None:
     settings = settings_of(mode, twin_rate=1.0, max_displacement=0.1, num_samples=4)
     parts = (None, make_policy(), make_critic(), settings)
-    fast, plain = (SteeredPolicy(*parts, backend="eager") for _ in range(2))
+    chooser = make_noise_policy()
+    fast, plain = (SteeredPolicy(*parts, backend="eager", noise_policy=chooser) for _ in range(2))
     engine = Replaying(settings, 4 if mode == "best_of_n" else 1)
     object.__setattr__(fast, "_engine", engine)
     for seed in (3, 4):

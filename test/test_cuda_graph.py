@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import INTERFACE, MEAN, STD
+from parts import INTERFACE, MEAN, STD, make_noise_policy
 from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
@@ -106,7 +106,14 @@ def test_a_decision_is_the_eager_one_to_the_bit_with_everything_in_its_record(
     settings = settings_of(name, twin_rate=1.0)
     graph, eager = (
         SteeredPolicy(
-            None, policy, critic, settings, sampler=sampler, device="cuda", backend=backend
+            None,
+            policy,
+            critic,
+            settings,
+            sampler=sampler,
+            device="cuda",
+            backend=backend,
+            noise_policy=make_noise_policy(policy),
         )
         for backend in ("auto", "eager")
     )

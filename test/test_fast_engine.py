@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import make_noise_policy
 from test_fast import CPU, MODES, noise_of, relative, settings_of
 from torch import Tensor
 from wide_parts import drawn, readable
@@ -355,7 +356,8 @@ def test_what_does_not_fit_is_refused(change: dict[str, Tensor], message: str) -
 def test_a_decision_by_the_default_backend_is_that_of_the_readable_loop(mode: str) -> None:
     policy, critic, features = drawn()
     settings = SteeringSettings(mode, weight=0.1, num_samples=4, twin_rate=1.0, **TILT)
-    fast = SteeredPolicy(None, policy, critic, settings)
+    chooser = make_noise_policy(policy)
+    fast = SteeredPolicy(None, policy, critic, settings, noise_policy=chooser)
     slow = replace(fast, backend="eager")
     found, expected = fast.act(features, seed=3), slow.act(features, seed=3)
     np.testing.assert_allclose(found.chunk, expected.chunk, atol=1e-5)
@@ -364,6 +366,6 @@ def test_a_decision_by_the_default_backend_is_that_of_the_readable_loop(mode: st
         np.testing.assert_allclose(
             found.record.tensors[name], values, rtol=1e-3, atol=1e-4, err_msg=name
         )
-    covered = mode in (*MODES, "best_of_n", "gradient_step")
+    covered = mode in (*MODES, "best_of_n", "gradient_step", "dsrl")
     assert found.record.meta["backend"] == ("compiled" if covered else "eager")
     assert expected.record.meta["backend"] == "eager"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts import FEATURES, make_critic, make_policy
+from parts import FEATURES, make_critic, make_noise_policy, make_policy
 
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.policies.flow_policy import FlowPolicy
@@ -26,7 +26,10 @@ def policy_on(device: str, mode: str, folder: Path, backend: str = "auto") -> St
     )
     policy = FlowPolicy.load(make_policy().save(folder / "policy"), device=device)
     critic = Critic.load(make_critic().save(folder / "critic"), device=device)
-    return SteeredPolicy(None, policy, critic, settings, device=device, backend=backend)
+    chooser = make_noise_policy(policy)
+    return SteeredPolicy(
+        None, policy, critic, settings, device=device, backend=backend, noise_policy=chooser
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -34,7 +37,8 @@ def test_a_gpu_and_a_cpu_decide_alike_from_the_same_seed(mode: str, tmp_path: Pa
     on_gpu = policy_on("cuda", mode, tmp_path).act(FEATURES, seed=3)
     on_cpu = policy_on("cpu", mode, tmp_path, backend="eager").act(FEATURES, seed=3)
     np.testing.assert_allclose(on_gpu.chunk, on_cpu.chunk, atol=1e-4)
-    np.testing.assert_array_equal(on_gpu.record.tensors["noise"], on_cpu.record.tensors["noise"])
+    start = "noise_alone" if mode == "dsrl" else "noise"
+    np.testing.assert_array_equal(on_gpu.record.tensors[start], on_cpu.record.tensors[start])
 
 
 @pytest.mark.parametrize("mode", MODES)

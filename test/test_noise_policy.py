@@ -8,25 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import FEATURES, INTERFACE, MEAN, STD, make_policy, other
+from parts import FEATURES, INTERFACE, MEAN, STD, make_noise_policy, make_policy, other
 from torch import Tensor
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.flow import sample_noise
-from qsteer_ros.interface import Interface
 from qsteer_ros.policies.noise_network import LOG_STD_RANGE, NoiseActor, SquashedGaussian
 from qsteer_ros.policies.noise_policy import NoisePolicy
 
 TRAINING = {"policy_hash": "policy0"}
-
-
-def make_noise_policy(scale: float = 0.8, interface: Interface = INTERFACE) -> NoisePolicy:
-    network = NoiseActor(interface.feature_dim, interface.chunk_dim, (16, 16), noise_scale=scale)
-    generator = torch.Generator().manual_seed(4)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
-    return NoisePolicy(network.requires_grad_(False), MEAN, STD, interface, TRAINING, "noise")
 
 
 def squashed(rows: int = 5, seed: int = 0) -> tuple[SquashedGaussian, Tensor]:
@@ -65,7 +56,7 @@ def test_the_log_density_and_its_slope_are_finite_where_tanh_has_rounded_to_one(
 
 @pytest.mark.parametrize("scale", [0.4, 1.4])
 def test_noise_never_leaves_the_box_of_its_scale_and_reaches_its_walls(scale: float) -> None:
-    policy = make_noise_policy(scale)
+    policy = make_noise_policy(noise_scale=scale)
     chosen = policy.condition(FEATURES.expand(64, -1))
     gaussian = 30.0 * sample_noise((64, 3, 2), seed=0, device=torch.device("cpu"))
     noise = chosen.at(gaussian)

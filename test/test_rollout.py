@@ -207,7 +207,7 @@ def test_options_reach_every_arm() -> None:
 
 
 def test_every_mode_runs_with_its_default_and_with_its_calibrated_weight() -> None:
-    arms = tuple(mode for mode in MODES if mode != "best_of_n")
+    arms = tuple(mode for mode in MODES if mode not in ("best_of_n", "dsrl"))
     settings = EvaluationSettings(
         arms=arms, episodes=1, max_steps=5, true_pose=True, calibrated=True
     )

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation, other
+from parts import (
+    FEATURES,
+    FixedEncoder,
+    make_critic,
+    make_noise_policy,
+    make_policy,
+    observation,
+    other,
+)
 
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
@@ -21,7 +29,7 @@ from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.steering.guide import guide
 from qsteer_ros.steering.qgf import qgf
 from qsteer_ros.steering.random_matched import random_matched
-from qsteer_ros.steering.settings import CHUNK_MODES, MODES, SteeringSettings
+from qsteer_ros.steering.settings import CHUNK_MODES, MODES, NOISE_MODES, SteeringSettings
 
 WEIGHTS = {
     "zero": 0.5,
@@ -45,7 +53,8 @@ def steered(
         mode=mode, weight=WEIGHTS.get(mode, 0.0), num_samples=4, **TILT, **options
     )
     parts = FixedEncoder(), make_policy(), critic or make_critic()
-    return SteeredPolicy(*parts, settings, backend=backend)
+    chooser = make_noise_policy()
+    return SteeredPolicy(*parts, settings, backend=backend, noise_policy=chooser)
 
 
 def frozen_chunk(seed: int) -> np.ndarray:
@@ -80,7 +89,9 @@ def test_a_mode_that_adds_nothing_is_the_frozen_policy_bit_for_bit(mode: str) ->
     np.testing.assert_array_equal(steered(mode).decide(observation(), seed=3).chunk, off)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("zero", *CHUNK_MODES)])
+@pytest.mark.parametrize(
+    "mode", [mode for mode in MODES if mode not in ("zero", *CHUNK_MODES, *NOISE_MODES)]
+)
 def test_weight_zero_is_the_frozen_policy_bit_for_bit(mode: str) -> None:
     idle = SteeringSettings(mode=mode, weight=0.0, **TILT)
     found = steered(backend="eager").with_settings(idle).decide(observation(), seed=3).chunk
@@ -119,6 +130,7 @@ def test_the_record_reproduces_the_chunk_bit_for_bit(mode: str) -> None:
         make_critic(),
         settings,
         sampler=Sampler(**record.meta["sampler"]),
+        noise_policy=make_noise_policy(),
     )
     features = torch.from_numpy(record.tensors["features"].copy())[None]
     again = policy.act(features, seed=record.meta["seed"])
@@ -134,7 +146,13 @@ def test_the_record_says_where_it_came_from(mode: str) -> None:
     assert meta["robot_stamp_ns"] == 90
     assert meta["image_stamps_ns"] == {"front": 100}
     assert meta["control_dt_ns"] == 50_000_000
-    assert meta["hashes"] == {"encoder": "e" * 64, "policy": "policy0", "critic": "critic1"}
+    assert meta["hashes"] == {
+        "encoder": "e" * 64,
+        "policy": "policy0",
+        "critic": "critic1",
+        "noise_policy": "noise4",
+        "posterior_map": None,
+    }
     assert set(meta["timings_ns"]) == {
         "encode", "condition", "denoise", "select", "judge", "total",
     }  # fmt: skip
@@ -263,7 +281,7 @@ def test_deciding_leaves_no_gradient_on_any_weight() -> None:
     assert all(weight.grad is None for weight in weights)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "off"])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("off", *NOISE_MODES)])
 def test_a_mode_that_needs_a_critic_is_refused_without_one(mode: str) -> None:
     with pytest.raises(ConfigError, match=f"'{mode}' needs a critic: none is loaded"):
         SteeredPolicy(None, make_policy(), None, SteeringSettings(mode=mode, weight=0.1))

@@ -8,7 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from parts import FEATURES, FixedEncoder, make_critic, make_policy, observation
+from parts import (
+    FEATURES,
+    FixedEncoder,
+    make_critic,
+    make_noise_policy,
+    make_policy,
+    observation,
+)
 
 from qsteer_ros.deadline import Deadline, DeadlineRecord
 from qsteer_ros.errors import ConfigError
@@ -27,7 +34,8 @@ RUNNING = RunningChunk(np.linspace(-0.9, 0.9, 6, dtype=np.float32).reshape(3, 2)
 
 def steered(mode: str) -> SteeredPolicy:
     settings = SteeringSettings(mode=mode, weight=0.3, num_samples=4, twin_rate=1.0, **TILT)
-    return SteeredPolicy(FixedEncoder(), make_policy(), make_critic(), settings, backend="eager")
+    parts = FixedEncoder(), make_policy(), make_critic(), settings
+    return SteeredPolicy(*parts, backend="eager", noise_policy=make_noise_policy())
 
 
 def decided(mode: str, deadline: Deadline | None, **options) -> Decision:

@@ -72,6 +72,8 @@ def make_engine(
     settings: SteeringSettings,
     sampler: Sampler,
     device: torch.device,
+    *,
+    mapped: bool = False,
 ) -> Engine | None:
     """The engine of a backend; None is the readable loop.
 
@@ -82,12 +84,21 @@ def make_engine(
         settings: How it steers.
         sampler: How the field is integrated.
         device: Where it runs.
+        mapped: Whether the mode gets its samples from a trained posterior map, which only the
+            readable loop asks.
 
     Raises:
         ConfigError: No backend has this name, or one that was asked for by name cannot do it.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"'backend' must be one of {', '.join(BACKENDS)}: got '{backend}'.")
+    if mapped:
+        if backend in ("auto", "eager"):
+            return None
+        raise ConfigError(
+            f"backend '{backend}' cannot ask a posterior map: one is loaded for mode "
+            f"'{settings.mode}'. Set backend: auto, or load no posterior map."
+        )
     if backend == "cuda_graph" or (backend == "auto" and device.type == "cuda"):
         try:
             return CudaGraph(policy, critic, settings, sampler, device)

@@ -9,6 +9,8 @@ from torch import Tensor
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.policies.noise_policy import NoisePolicy
+from qsteer_ros.policies.posterior_map import MetaFlowMap
 from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.types import Observation
 
@@ -34,13 +36,25 @@ def check_parts(
     policy: FlowPolicy,
     critic: Critic | None,
     settings: SteeringSettings,
+    *,
+    noise_policy: NoisePolicy | None = None,
+    posterior_map: MetaFlowMap | None = None,
 ) -> None:
     """Refuse a combination that would act on meaningless numbers.
 
+    A noise policy and a posterior map are held against the policy whether the mode asks them or
+    not: the mode may change at any chunk.
+
     Raises:
-        ConfigError: Horizon, action order or scale, features or encoder differ, or the mode lacks
-            a critic or statistics of its values.
+        ConfigError: Horizon, action order or scale, features or encoder differ, a noise policy or
+            a posterior map is of another policy, or the mode lacks a critic, statistics of its
+            values, or a noise policy.
     """
+    if settings.needs_noise_policy and noise_policy is None:
+        raise ConfigError(
+            f"steering mode '{settings.mode}' needs a noise policy: none is loaded. Set "
+            "'noise_policy' to what 'qsteer train dsrl' wrote, or steering: off."
+        )
     if settings.needs_critic and critic is None:
         raise ConfigError(
             f"steering mode '{settings.mode}' needs a critic: none is loaded. "
@@ -55,8 +69,27 @@ def check_parts(
             theirs="the policy",
             remedy="Train a critic for this policy: qsteer train critic.",
         )
+    if noise_policy is not None:
+        _check_made_for(policy, noise_policy, "noise policy", "dsrl")
+    if posterior_map is not None:
+        _check_made_for(policy, posterior_map, "posterior map", "posterior-map")
     if encoder is not None:
         _check_encoder(encoder, policy, critic)
+
+
+def _check_made_for(
+    policy: FlowPolicy, part: NoisePolicy | MetaFlowMap, name: str, program: str
+) -> None:
+    """Refuse a part that was trained for another policy."""
+    remedy = f"Train one for this policy: qsteer train {program} policy=..."
+    part.interface.check_same(
+        policy.interface, mine=f"the {name}", theirs="the policy", remedy=remedy
+    )
+    if part.policy_hash != policy.hash:
+        raise ConfigError(
+            f"the {name} must be used with the policy it was trained for: that is "
+            f"{part.policy_hash[:12]}, loaded is {policy.hash[:12] or 'unsaved'}. {remedy}"
+        )
 
 
 def _check_encoder(encoder: ObservationEncoder, policy: FlowPolicy, critic: Critic | None) -> None:

@@ -16,6 +16,7 @@ from qsteer_ros.ensemble import QFunction
 from qsteer_ros.flow import Sampler, VelocityField, sample_noise
 from qsteer_ros.policies.bookkeeping import Stopwatch, check_finite
 from qsteer_ros.policies.engines import Engine
+from qsteer_ros.posterior import PosteriorMap
 from qsteer_ros.steering.best_of_n import best_of_n
 from qsteer_ros.steering.gradient import Bounds
 from qsteer_ros.steering.gradient_step import gradient_step
@@ -38,11 +39,14 @@ class Question:
         settings: How it steers.
         sampler: How the field is integrated.
         noise: Start of the path, (N, H, A); N candidates for ``best_of_n``, else one.
+        alone: What the policy alone would start from, (1, H, A); it is ``noise[:1]`` where noise
+            is not chosen.
         seed: Of the chunk.
         bounds: Of normalised actions.
         others: Rules beside the critic's: real-time chunking.
         deadline: When the path must be done, and what its steps cost; None takes its time.
         shortened: How a deadline shortened it then, to make a recorded chunk again.
+        posterior: A trained map for ``qpilots_m``; None lets the field draw its samples.
         engine: Makes the path faster; None is the readable loop, which a deadline and other
             rules need.
     """
@@ -53,12 +57,14 @@ class Question:
     settings: SteeringSettings
     sampler: Sampler
     noise: Tensor
+    alone: Tensor
     seed: int
     bounds: Bounds
     others: tuple[Rule, ...] = ()
     deadline: Deadline | None = None
     engine: Engine | None = None
     shortened: DeadlineRecord | None = None
+    posterior: PosteriorMap | None = None
 
     @cached_property
     def unguided(self) -> VelocityField:
@@ -84,6 +90,7 @@ class Question:
             bounds=self.bounds,
             seed=self.seed,
             trace=trace,
+            posterior=self.posterior,
         )
 
 
@@ -95,7 +102,8 @@ class Made:
         chunk: Inside the bounds, (1, H, A).
         index: Which candidate it is.
         unclipped: All candidates as integrated, (N, H, A).
-        twin: The frozen policy's chunk from the same noise, inside the bounds; None if not wanted.
+        twin: The frozen policy's chunk from the noise it alone would start from, inside the
+            bounds; None if not wanted.
         twin_unclipped: The same as integrated.
         notes: For the record.
     """
@@ -126,6 +134,8 @@ def make(question: Question, *, trace: Trace, clock: Stopwatch) -> Made:
         notes |= late
     if question.engine is not None:
         notes["backend"] = question.engine.name
+    if question.settings.mode == "qpilots_m" and question.settings.bends:
+        notes["posterior"] = "glass" if question.posterior is None else "map"
     clock.lap("select")
     twin_unclipped = _twin(question, unclipped, late)
     twin = None
@@ -217,12 +227,12 @@ def _near(candidates: Tensor, max_displacement: float) -> Tensor:
 
 
 def _twin(question: Question, unclipped: Tensor, late: dict[str, Any]) -> Tensor | None:
-    """The frozen policy's chunk from the same noise, (1, H, A), where it is wanted.
+    """The frozen policy's own chunk, (1, H, A), where it is wanted.
 
     A chunk that is late is compared only if it has to stay near its twin.
     """
     settings = question.settings
-    if question.q is None or not settings.wants_twin(question.seed):
+    if not settings.wants_twin(question.seed):
         return None
     unbent = settings.mode in CHUNK_MODES
     if late:
@@ -230,9 +240,9 @@ def _twin(question: Question, unclipped: Tensor, late: dict[str, Any]) -> Tensor
         unbent = unbent or deadline["guidance"] != "kept"
         if not deadline["met"] and math.isinf(settings.max_displacement):
             return None
-    if unbent:  # it is there already
+    noise = question.alone
+    if unbent and not settings.needs_noise_policy:  # it is there already
         return unclipped[:1]
-    noise = question.noise[:1]
     if question.engine is not None:
         features, seed = question.features, question.seed
         return question.engine.denoise(features, noise, seed=seed, guided=False)

@@ -39,6 +39,8 @@ def described(question: Question, made: Made) -> dict[str, Tensor]:
     if question.settings.mode == "best_of_n":
         candidates = made.unclipped.clamp(*question.bounds)
         tensors |= {"candidate_noise": question.noise, "candidate_chunks": candidates}
+    if question.settings.needs_noise_policy:
+        tensors["noise_alone"] = question.alone[0]
     if made.twin is not None:
         tensors["chunk_unguided"] = made.twin[0]
     return tensors

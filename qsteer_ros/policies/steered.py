@@ -21,10 +21,13 @@ from qsteer_ros.policies.fitting import ObservationEncoder, check_parts
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.judged import clip_shares, judge
 from qsteer_ros.policies.making import Question, make, start
+from qsteer_ros.policies.noise_policy import NoisePolicy
+from qsteer_ros.policies.posterior_map import MetaFlowMap
 from qsteer_ros.policies.recording import Decision, decision, described
 from qsteer_ros.policies.running import RunningChunk, continuation
 from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.steering.trace import Trace
+from qsteer_ros.steering.trust_region import displacement
 from qsteer_ros.step_costs import StepCosts
 from qsteer_ros.types import Observation
 
@@ -41,9 +44,12 @@ class SteeredPolicy:
         sampler: How the field is integrated from noise to chunk.
         device: Where policy and critic were loaded.
         backend: How the path of a chunk is computed, see `policies.engines`.
+        noise_policy: Chooses the noise in mode ``dsrl``.
+        posterior_map: Where ``qpilots_m`` gets its samples from; None lets the policy's own field
+            draw them.
 
     Raises:
-        ConfigError: The parts were not made for each other, or the mode needs a critic.
+        ConfigError: The parts were not made for each other, or the mode lacks one.
     """
 
     encoder: ObservationEncoder | None
@@ -54,11 +60,20 @@ class SteeredPolicy:
     sampler: Sampler = dataclasses.field(default_factory=Sampler)
     device: torch.device | str = "cpu"
     backend: str = "auto"
+    noise_policy: NoisePolicy | None = None
+    posterior_map: MetaFlowMap | None = None
     _engine: Engine | None = dataclasses.field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a combination that would act on meaningless numbers, and prepare the loop."""
-        check_parts(self.encoder, self.policy, self.critic, self.settings)
+        check_parts(
+            self.encoder,
+            self.policy,
+            self.critic,
+            self.settings,
+            noise_policy=self.noise_policy,
+            posterior_map=self.posterior_map,
+        )
         engine = make_engine(
             self.backend,
             self.policy,
@@ -66,6 +81,7 @@ class SteeredPolicy:
             self.settings,
             self.sampler,
             torch.device(self.device),
+            mapped=self._posterior_map is not None,
         )
         object.__setattr__(self, "_engine", engine)
 
@@ -179,7 +195,9 @@ class SteeredPolicy:
         features, bounds = features.to(self.device, torch.float32), self.policy.bounds
         shape = (self.policy.horizon, self.policy.action_dim)
         noise = start(shape, self.settings, seed=seed, device=torch.device(self.device))
+        alone, noise = noise[:1], self._chosen(features, noise)
         field, q = self.policy.condition(features), self._value_function(features)
+        posterior = self._posterior_map
         if q is not None:
             probe(q, noise.clamp(*bounds))
         others = () if running is None else (continuation(running, like=noise),)
@@ -190,12 +208,14 @@ class SteeredPolicy:
             self.settings,
             self.sampler,
             noise,
+            alone,
             seed,
             bounds,
             others,
             deadline,
             None if others or deadline or shortened else self._engine,
             shortened,
+            None if posterior is None else posterior.condition(features),
         )
 
     @torch.no_grad()
@@ -217,15 +237,30 @@ class SteeredPolicy:
             meta["running"] = {"elapsed": running.elapsed, "committed": running.committed}
         if q is not None:
             meta |= judge(q, made.chunk, made.twin, self.settings.aggregate)
+        elif made.twin is not None:
+            meta["displacement"] = float(displacement(made.chunk, made.twin)[0])
         chosen = made.unclipped[made.index : made.index + 1]
         meta |= clip_shares(chosen, made.twin_unclipped, question.bounds)
         clock.lap("judge")
         return decision(tensors, meta, trace, clock)
 
     def _value_function(self, features: Tensor) -> QFunction | None:
-        if self.critic is None or not self.settings.needs_critic:
+        """The critic that steers, or that judges what was steered without it."""
+        if self.critic is None or self.settings.mode == "off":
             return None
         return self.critic.condition(features)
+
+    @property
+    def _posterior_map(self) -> MetaFlowMap | None:
+        """The map, where the mode asks one."""
+        return self.posterior_map if self.settings.mode == "qpilots_m" else None
+
+    def _chosen(self, features: Tensor, noise: Tensor) -> Tensor:
+        """Start of the path: the noise itself, or what the noise policy makes of it."""
+        if self.noise_policy is None or not self.settings.needs_noise_policy:
+            return noise
+        choice = self.noise_policy.condition(features)
+        return choice.median() if self.settings.noise_draw == "median" else choice.at(noise)
 
     def _provenance(self, seed: int) -> dict[str, Any]:
         return {
@@ -237,8 +272,13 @@ class SteeredPolicy:
             "device": str(self.device),
             "torch": str(torch.__version__),
             "hashes": {
-                "encoder": None if self.encoder is None else self.encoder.hash,
-                "policy": self.policy.hash,
-                "critic": None if self.critic is None else self.critic.hash,
+                name: None if part is None else part.hash
+                for name, part in (
+                    ("encoder", self.encoder),
+                    ("policy", self.policy),
+                    ("critic", self.critic),
+                    ("noise_policy", self.noise_policy),
+                    ("posterior_map", self.posterior_map),
+                )
             },
         }

@@ -19,6 +19,7 @@ MODES = (
     "bptt",
     "best_of_n",
     "gradient_step",
+    "dsrl",
 )
 """Steering modes a session may use; a test keeps them equal to those of `qsteer_ros.steering`."""
 

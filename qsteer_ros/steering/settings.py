@@ -33,8 +33,13 @@ FIELD_MODES = (
 CHUNK_MODES = ("best_of_n", "gradient_step")
 """Modes that choose among, or move, finished chunks."""
 
-MODES = ("off", *FIELD_MODES, *CHUNK_MODES)
+NOISE_MODES = ("dsrl",)
+"""Modes that choose the noise; the frozen field makes a chunk of it."""
+
+MODES = ("off", *FIELD_MODES, *CHUNK_MODES, *NOISE_MODES)
 """Every way to steer."""
+
+NOISE_DRAWS = ("sampled", "median")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class SteeringSettings:
 
     Attributes:
         mode: One of `MODES`.
-        weight: In the mode's own units, see docs/method.md. Ignored by ``off`` and ``best_of_n``.
+        weight: In the mode's own units, see docs/method.md. Ignored by ``off``, ``best_of_n``
+            and ``dsrl``.
         ratio: Above 0: guidance of `FIELD_MODES` gets this length relative to the velocity at
             every step instead of following ``weight``.
         reduction: How ensemble members become one value: ``min``, ``mean`` or ``pessimistic``
@@ -65,6 +71,8 @@ class SteeringSettings:
         inverse_temperature: ``noisy_gradient``: strength of Q against the prior.
         num_samples: ``best_of_n``: candidates per chunk.
         ascent_steps: ``gradient_step``: steps of length ``weight`` on the finished chunk.
+        noise_draw: ``dsrl``: ``sampled`` turns the noise that the policy alone would start from,
+            ``median`` always starts at the middle of the noise policy's distribution.
         twin_rate: Share of chunks for which the unguided chunk from the same noise is computed
             too, to report the gain in value; drawn from the chunk's seed.
 
@@ -90,6 +98,7 @@ class SteeringSettings:
     inverse_temperature: float = 10.0
     num_samples: int = 16
     ascent_steps: int = 3
+    noise_draw: str = "sampled"
     twin_rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -105,6 +114,10 @@ class SteeringSettings:
         if self.estimate not in ESTIMATES:
             raise ConfigError(
                 f"'estimate' must be one of {', '.join(ESTIMATES)}: got '{self.estimate}'."
+            )
+        if self.noise_draw not in NOISE_DRAWS:
+            raise ConfigError(
+                f"'noise_draw' must be one of {', '.join(NOISE_DRAWS)}: got '{self.noise_draw}'."
             )
         if not 0.0 <= self.twin_rate <= 1.0:
             raise ConfigError(
@@ -131,7 +144,12 @@ class SteeringSettings:
     @property
     def needs_critic(self) -> bool:
         """Whether this mode asks a critic."""
-        return self.mode != "off"
+        return self.mode != "off" and self.mode not in NOISE_MODES
+
+    @property
+    def needs_noise_policy(self) -> bool:
+        """Whether this mode starts from chosen noise."""
+        return self.mode in NOISE_MODES
 
     @property
     def bends(self) -> bool:

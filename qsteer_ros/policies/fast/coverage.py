@@ -12,10 +12,10 @@ from qsteer_ros.critics.networks import EnsembleMLP, QNetwork
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.networks import FlowMLP
-from qsteer_ros.steering.settings import CHUNK_MODES, SteeringSettings
+from qsteer_ros.steering.settings import CHUNK_MODES, NOISE_MODES, SteeringSettings
 
-COVERED = ("off", "zero", "qgf", "qgf_jacobian", "qpilots_u", *CHUNK_MODES)
-"""Modes; the last ones work on finished chunks, which come from the frozen field.
+COVERED = ("off", "zero", "qgf", "qgf_jacobian", "qpilots_u", *CHUNK_MODES, *NOISE_MODES)
+"""Modes; the last ones choose noise or work on finished chunks, which come from the frozen field.
 
 A mode that is idle (weight 0) is covered like ``off``.
 """
@@ -23,7 +23,7 @@ A mode that is idle (weight 0) is covered like ``off``.
 
 def is_idle(settings: SteeringSettings) -> bool:
     """Whether the frozen field is all there is to integrate, as `steering.guide` decides it."""
-    if settings.mode == "off" or settings.mode in CHUNK_MODES:
+    if settings.mode in ("off", *CHUNK_MODES, *NOISE_MODES):
         return True
     return settings.mode != "zero" and settings.weight == 0.0 and settings.ratio == 0.0
 
