@@ -198,7 +198,38 @@ def test_the_end_event_and_the_shortest_stream_bound_the_grid(tmp_path):
     sent = list(traffic(20))
     assert len(steps_of(tmp_path / "1", sent, end_ns=START_NS + 14 * DT_NS)) == 15
     wrist = [m for m in sent if m.topic.startswith("/wrist")]
-    assert len(steps_of(tmp_path / "2", [m for m in sent if m not in wrist[13:]])) == 13
+    short = steps_of(tmp_path / "2", [m for m in sent if m not in wrist[13:]])
+    assert len(short) == 14  # pictures may be missing in the last row
+    assert np.flatnonzero(~short.complete).tolist() == [13]
+
+
+def test_a_success_whose_picture_came_too_late_still_ends_the_episode(tmp_path):
+    """The state in which the goal is reached ends the recording before its frames arrive."""
+    late = START_NS + 12 * DT_NS
+    sent = [
+        m
+        for m in traffic(13, success_at=12)
+        if not ("image_raw" in m.topic and m.log_time_ns >= late)
+    ]
+    steps = steps_of(tmp_path, sent, end_ns=late)
+    assert (len(steps), np.flatnonzero(steps.success).tolist()) == (13, [12])
+    windows = windows_of(steps, horizon=5, discount=DISCOUNT)
+    assert windows.solved
+    assert windows.start.tolist() == list(range(12))
+    assert windows.terminated.tolist() == [False] * 7 + [True] * 5
+    assert windows.mc_return[11] == 0.0  # one step, into the goal
+    assert windows.mc_return[10] == -1.0
+
+
+def test_a_success_that_no_window_reaches_is_still_one(tmp_path):
+    """No action is known of the last step: the windows end before it, the outcome does not."""
+    sent = [m for m in traffic(12, success_at=11) if m.topic != "/policy_node/decision"]
+    sent += [m for m in traffic(6, success_at=11) if m.topic == "/policy_node/decision"]
+    windows = windows_of(steps_of(tmp_path / "a", sent), horizon=5, discount=DISCOUNT)
+    assert (windows.solved, windows.terminated.any()) == (True, False)
+    write_episode(tmp_path / "b", "a", sent, outcome="success")
+    data = load_transitions(tmp_path / "b", horizon=5, discount=DISCOUNT, features=fake_features)
+    assert data.success.all()
 
 
 def fake_features(steps: EpisodeSteps) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 The grid begins at the stamp of the first decision's observation and has one row per control
 period. Row :math:`i` holds what was true at its stamp and the action executed until the next row.
+It ends with the episode, or where a stream ends; pictures may be missing in the last row: a
+success ends the episode, and pictures of that very moment come when recording is over.
 
 *Action.* A chunk is stamped with its observation and its row :math:`j` leads from the stamp plus
 :math:`j` periods to the next. The action of a step is therefore the row of the newest decision
@@ -108,9 +110,14 @@ def read_steps(folder: str | Path) -> EpisodeSteps:
     dt_ns = round(info.robot["control_dt_s"] * 1e9)
     track = reader.joints((*info.robot["joints"], info.robot["gripper_joint"]))
     frames = {camera: reader.frame_messages(camera) for camera in info.cameras}
-    stamps = _grid(
-        info, decisions[0].record.stamp_ns, dt_ns, [track.stamp_ns, *map(list, frames.values())]
-    )
+    if len(track.stamp_ns) == 0 or not all(frames.values()):
+        raise DataError(
+            f"episode '{info.episode_id}' must hold frames of every camera and joint states: one "
+            "of them is empty. Run 'qsteer verify' on it."
+        )
+    seen_ns = min(max(messages) for messages in frames.values())
+    last_ns = min(int(track.stamp_ns[-1]), seen_ns + dt_ns)
+    stamps = _grid(info, decisions[0].record.stamp_ns, dt_ns, last_ns)
     complete = np.ones(len(stamps), dtype=np.bool_)
     chosen = {}
     for camera, messages in frames.items():
@@ -150,14 +157,9 @@ def _executed(decision: Decision) -> bool:
     return int(meta.get("effective_ns") or 0) < over_ns
 
 
-def _grid(info: Episode, first_ns: int, dt_ns: int, streams: list[Stamps | list[int]]) -> Stamps:
-    """Stamps from the first decision to the end, or to where a stream ends."""
-    if any(len(stream) == 0 for stream in streams):
-        raise DataError(
-            f"episode '{info.episode_id}' must hold frames of every camera and joint states: one "
-            "of them is empty. Run 'qsteer verify' on it."
-        )
-    last_ns = min(max(stream) for stream in streams) + dt_ns // 2
+def _grid(info: Episode, first_ns: int, dt_ns: int, last_ns: int) -> Stamps:
+    """Stamps from the first decision to the end, or to the last measurement."""
+    last_ns += dt_ns // 2
     if info.end_ns is not None:
         last_ns = min(last_ns, info.end_ns)
     return np.arange(first_ns, last_ns + 1, dt_ns, dtype=np.int64)

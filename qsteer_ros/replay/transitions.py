@@ -46,6 +46,7 @@ class Windows:
         rewards: Of each step, 0 from the goal on, (M, H).
         ended: Whether the goal had been reached at the end of each step, (M, H).
         mc_return: Discounted reward from the first step to the goal or the end, (M,).
+        solved: Whether the goal is reached in the episode, be it in no window.
     """
 
     start: NDArray[np.int64]
@@ -58,6 +59,7 @@ class Windows:
     rewards: Float32
     ended: NDArray[np.bool_]
     mc_return: Float32
+    solved: bool
 
 
 def windows_of(steps: EpisodeSteps, *, horizon: int, discount: float) -> Windows:
@@ -104,6 +106,7 @@ def windows_of(steps: EpisodeSteps, *, horizon: int, discount: float) -> Windows
         rewards=rewards.astype(np.float32),
         ended=index + 1 >= terminal,
         mc_return=to_go[start_rows].astype(np.float32),
+        solved=bool(reached.size),
     )
 
 
@@ -258,7 +261,7 @@ def load_transitions(
         next_chunk=np.concatenate([following for following, _ in follow]),
         next_valid=np.concatenate([valid for _, valid in follow]),
         mc_return=np.concatenate([w.mc_return for w, _, _ in parts]),
-        success=np.repeat([bool(w.terminated.any()) for w, _, _ in parts], counts),
+        success=np.repeat([w.solved for w, _, _ in parts], counts),
         episode=np.repeat(np.arange(len(parts)), counts),
         stamp_ns=np.concatenate([stamp_ns[w.start] for w, _, stamp_ns in parts]),
         episodes=tuple(episodes),
