@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -25,12 +25,32 @@ PATIENCE_S = 60.0
 """How long interrupted programs get to finish their step and save."""
 
 
+class Process(Protocol):
+    """A program that was started."""
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        ...
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; raises subprocess.TimeoutExpired."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
 @dataclass
 class Running:
     """A process and the jobs it does."""
 
     jobs: tuple[Job, ...]
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
 
 
@@ -75,6 +95,7 @@ def run_jobs(
     workers: int,
     logs: Path,
     on_done: Callable[[Job], object] = lambda job: None,
+    launch: Callable[[Sequence[str], Path], Process] | None = None,
 ) -> None:
     """Do what has not been done, several at a time, with one line of progress.
 
@@ -86,6 +107,7 @@ def run_jobs(
         workers: Processes at a time. Each program has one thread.
         logs: Folder for what the programs say.
         on_done: Called after each job.
+        launch: Starts a program, given its words and its log; None: `qsteer` in a process.
 
     Raises:
         ConfigError: A job has been done with other settings.
@@ -98,7 +120,7 @@ def run_jobs(
         try:
             while state.todo or state.running:
                 while ready := state.next(workers):
-                    _start(state, ready, logs)
+                    _start(state, ready, logs, launch or _subprocess)
                 if not state.running:
                     break
                 time.sleep(POLL_S)
@@ -119,12 +141,23 @@ def run_jobs(
         )
 
 
-def _start(state: State, jobs: tuple[Job, ...], logs: Path) -> None:
+def _start(
+    state: State,
+    jobs: tuple[Job, ...],
+    logs: Path,
+    launch: Callable[[Sequence[str], Path], Process],
+) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{jobs[0].name.replace('/', '_')}.log"
     words = [*jobs[0].words, *(job.words[-1] for job in jobs[1:])]
+    state.running.append(Running(jobs, launch(words, log), log))
+    started = {job.name for job in jobs}
+    state.todo = [job for job in state.todo if job.name not in started]
+
+
+def _subprocess(words: Sequence[str], log: Path) -> Process:
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "qsteer_ros.cli", *words],
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -132,9 +165,6 @@ def _start(state: State, jobs: tuple[Job, ...], logs: Path) -> None:
             start_new_session=True,  # Ctrl-C is passed on once, by `_interrupt`
             env=_environment(),
         )
-    state.running.append(Running(jobs, process, log))
-    started = {job.name for job in jobs}
-    state.todo = [job for job in state.todo if job.name not in started]
 
 
 def _environment() -> dict[str, str]:
@@ -190,9 +220,12 @@ def _interrupt(state: State) -> None:
 @contextmanager
 def _bar(jobs: Sequence[Job], done: set[str]) -> Iterator[Any]:
     before = sum(job.seconds for job in jobs if job.name in done)
+    every = 1.0 if sys.stderr.isatty() else 30.0
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left {postfix}"
     total = sum(job.seconds for job in jobs)
-    with tqdm(total=total, initial=before, desc="bench", bar_format=layout) as bar:
+    with tqdm(
+        total=total, initial=before, desc="bench", bar_format=layout, mininterval=every
+    ) as bar:
         yield bar
 
 
