@@ -66,12 +66,14 @@ class HeldOutEpisode:
         sha256: Of its bag; empty for data that has none.
         success: Whether it reached the goal.
         windows: Number of windows it gave.
+        steered: Whether this critic chose its chunks.
     """
 
     name: str
     sha256: str
     success: bool
     windows: int
+    steered: bool = False
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def check_preference(
 
     Args:
         name: Of the check.
-        win: Per window, the share of comparisons that the chunk of the data wins, ties half, (N,).
+        win: Per window of an episode that this critic did not steer, the share of comparisons
+            that the chunk of the data wins, ties half, (N,).
         episode: (N,).
         least: Smallest mean over episodes.
         against: What the other chunk is.
@@ -134,7 +135,10 @@ def check_preference(
     count = len(means)
     figures: dict[str, float | None] = {"episodes": count}
     if count < settings.min_episodes:
-        reason = f"{count} episodes, needed are {settings.min_episodes}. {RECORD_MORE}"
+        reason = (
+            f"{count} episodes whose chunks this critic did not choose, needed are "
+            f"{settings.min_episodes}. Record more with steering off."
+        )
         return Check(name, UNKNOWN, rule, reason, figures)
 
     def again(source: np.random.Generator) -> float:

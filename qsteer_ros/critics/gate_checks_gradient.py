@@ -44,7 +44,7 @@ def check_gradient(
         return Check(name, FAIL, rule, reason, figures)
     length = np.maximum(np.linalg.norm(exact, axis=1), np.linalg.norm(differences, axis=1))
     gap = np.linalg.norm(exact - differences, axis=1)
-    error = np.where(length > 0.0, gap / np.where(length > 0.0, length, 1.0), 0.0)
+    error = np.where(length == 0.0, 0.0, gap / np.where(length == 0.0, 1.0, length))
     error = np.where(np.isfinite(error), error, np.inf)
     worst = float(np.quantile(error, QUANTILE, method="higher"))
     known = float(np.median(error))

@@ -97,7 +97,7 @@ class GateSettings:
     rho: float = 0.5
     seed: int = 0
     windows: int = 20_000
-    rows: int = 512
+    rows: int = 2048
     random_chunks: int = 8
     resamples: int = 2000
     confidence: float = 0.95

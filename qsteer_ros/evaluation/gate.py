@@ -90,6 +90,7 @@ def examine(
     found = measure(critic, held_out, settings, policy=policy)
     rows, episode, success = found.rows, held_out.episode, held_out.success
     everywhere = np.concatenate([found.gradient, found.policy_gradient])
+    free = ~held_out.steered[rows]
     norm = np.linalg.norm(found.gradient, axis=1)
     checks = (
         fits,
@@ -100,16 +101,16 @@ def examine(
         check_outcome(found.state_value, held_out.step, episode, success, settings),
         check_preference(
             "random",
-            wins(found.random_gain),
-            episode[rows],
+            wins(found.random_gain)[free],
+            episode[rows][free],
             least=settings.random_win_min,
             against="random chunk",
             settings=settings,
         ),
         check_preference(
             "shuffled",
-            wins(found.shuffled_gain),
-            episode[rows],
+            wins(found.shuffled_gain)[free],
+            episode[rows][free],
             least=settings.shuffled_win_min,
             against="chunk of another episode",
             settings=settings,

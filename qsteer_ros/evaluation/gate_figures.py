@@ -15,7 +15,7 @@ from qsteer_ros.critics.gate_checks_inputs import Effects
 from qsteer_ros.critics.gate_checks_values import calibration_bins
 from qsteer_ros.critics.gate_settings import GateSettings
 from qsteer_ros.evaluation.figures import STYLE, svg_text
-from qsteer_ros.evaluation.gate_held_out import HeldOut
+from qsteer_ros.evaluation.gate_held_out import Bools, HeldOut
 from qsteer_ros.evaluation.gate_measure import Measured
 from qsteer_ros.types import Array
 
@@ -67,14 +67,19 @@ def outcome_curves(measured: Measured, held_out: HeldOut) -> str:
         return svg_text(figure)
 
 
-def preference_histograms(measured: Measured) -> str:
-    """What the chunk in the data is worth more than others in the same state."""
+def preference_histograms(measured: Measured, free: Bools) -> str:
+    """What the chunk in the data is worth more than others in the same state.
+
+    Args:
+        measured: What the critic said.
+        free: Rows whose chunk it did not choose, (N,).
+    """
     with _figure(2, 2.6) as (figure, (random, shuffled)):
         for axes, gain, other in (
             (random, measured.random_gain, "a random chunk"),
             (shuffled, measured.shuffled_gain, "a chunk of another episode"),
         ):
-            _histogram(axes, {"": gain.ravel()}, (GOOD,))
+            _histogram(axes, {"": gain[free].ravel()}, (GOOD,))
             axes.axvline(0.0, color=LIMIT, lw=1, ls="--")
             axes.set_xlabel(f"Q(data) - Q({other})")
         random.set_ylabel("share")

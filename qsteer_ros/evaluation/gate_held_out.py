@@ -22,6 +22,9 @@ Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+UNSTEERED = ("off", "zero", "random_matched")
+"""Modes in which no critic chooses."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
@@ -37,6 +40,7 @@ class HeldOut:
         episode: (M,).
         step: Number of the window in its episode, (M,).
         success: Whether the task is solved at or after the window's start, (M,).
+        steered: Whether the critic that is examined chose the chunk, (M,).
         interface: The space they live in.
         data_hash: Names them.
         episodes: Where they are from; empty hashes where the data has none.
@@ -51,6 +55,7 @@ class HeldOut:
     episode: Ints
     step: Ints
     success: Bools
+    steered: Bools
     interface: Interface
     data_hash: str
     episodes: tuple[HeldOutEpisode, ...]
@@ -105,6 +110,7 @@ def from_transitions(
         episode=episode[keep],
         step=step[keep],
         success=success[keep],
+        steered=np.zeros(int(keep.sum()), dtype=np.bool_),
         interface=transitions.interface,
         data_hash=transitions.data_hash,
         episodes=tuple(entries),
@@ -137,7 +143,8 @@ def from_store(
     from qsteer_ros.learning.logged import logged_transitions
 
     goal = critic.training.get("goal")
-    names, outcomes = {}, {}
+    names: dict[str, str] = {}
+    infos: dict[str, Episode] = {}
     for folder in find_episodes(store):
         try:
             info = Episode.load(folder)
@@ -145,19 +152,35 @@ def from_store(
             continue  # whoever reads the steps says why it cannot be used
         if goal in (None, info.goal):
             hashed = str(info.bag.get("sha256"))
-            names[hashed], outcomes[hashed] = folder.name, info.outcome
+            names[hashed], infos[hashed] = folder.name, info
     check_unseen(critic, names)
     source = ChunkSource(episodes=str(store), encoder=encoder, robot=robot, horizon=critic.horizon)
     transitions = logged_transitions(source, goal=goal, discount=discount)
     check_unseen(critic, names, data_hash=transitions.data_hash)
     used = tuple(names[hashed] for hashed in transitions.episodes)
     found = from_transitions(transitions, discount=discount, windows=windows, names=used)
-    return _consistent(found, outcomes)
+    return _consistent(_marked(found, infos, critic), infos)
 
 
-def _consistent(found: HeldOut, outcomes: dict[str, str | None]) -> HeldOut:
+def _marked(found: HeldOut, infos: dict[str, Episode], critic: Critic) -> HeldOut:
+    """With the episodes named that this critic steered: what it likes there says nothing."""
+    entries = tuple(
+        replace(
+            entry,
+            steered=infos[entry.sha256].provenance.get("critic") == critic.hash
+            and infos[entry.sha256].arm.partition(":")[0] not in UNSTEERED,
+        )
+        for entry in found.episodes
+    )
+    mine = np.unique(found.episode)[[entry.steered for entry in entries]]
+    return replace(found, episodes=entries, steered=np.isin(found.episode, mine))
+
+
+def _consistent(found: HeldOut, infos: dict[str, Episode]) -> HeldOut:
     """Without successful episodes in which no window reaches the goal: their returns are wrong."""
-    odd = [outcomes[entry.sha256] == "success" and not entry.success for entry in found.episodes]
+    odd = [
+        infos[entry.sha256].outcome == "success" and not entry.success for entry in found.episodes
+    ]
     if all(odd):
         raise DataError(
             "held-out episodes must show how they ended: the logs of these successful ones end "

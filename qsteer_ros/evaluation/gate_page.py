@@ -98,9 +98,9 @@ def _plots(record: Gate, examined: Examined, measured: Measured) -> list[str]:
         ),
         page.section(
             "Chunks of the data against others",
-            figures.preference_histograms(measured),
-            note="In the same state. To the right of the dashed line the chunk that was executed "
-            "is worth more.",
+            figures.preference_histograms(measured, ~held_out.steered[measured.rows]),
+            note="In the same state, where this critic did not choose the chunk. To the right of "
+            "the dashed line the chunk that was executed is worth more.",
         ),
         page.section(
             "What it looks at",
@@ -135,9 +135,9 @@ def _provenance(record: Gate, examined: Examined) -> str:
         ("package", record.package_version),
     ]
     episodes = page.table(
-        ("episode", "goal reached", "windows", "bag"),
+        ("episode", "goal reached", "steered by it", "windows", "bag"),
         [
-            (e.name, "yes" if e.success else "no", str(e.windows), e.sha256[:12])
+            (e.name, _word(e.success), _word(e.steered), str(e.windows), e.sha256[:12])
             for e in record.episodes
         ],
     )
@@ -153,6 +153,10 @@ def _provenance(record: Gate, examined: Examined) -> str:
         page.folded("Thresholds", thresholds),
         page.folded("All figures", *(_numbers(check) for check in record.checks)),
     )
+
+
+def _word(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 def _numbers(check: Check) -> str:
