@@ -24,7 +24,8 @@ from qsteer_ros.evaluation.bench_table import Results, markdown
 from qsteer_ros.evaluation.bootstrap import interval, stratified_means
 
 FILE = """
-defaults: {task: 2, execute: 5, bc: {steps: 100, horizon: 5}, critic: {steps: 50}, qgf: {weight: 0.1}}
+defaults:
+  {task: 2, execute: 5, bc: {steps: 100, horizon: 5}, critic: {steps: 50}, qgf: {weight: 0.1}}
 environments: {scene: {task: 1, critic: {steps: 70, expectile: 0.8}}}
 quick: {bc: {steps: 7}}
 """
@@ -75,7 +76,7 @@ def test_a_task_may_be_left_to_the_recipe_or_named(recipes: Recipes) -> None:
 
 @pytest.mark.parametrize("word", ["steps=3", "bc.steps", "nonsense.steps=3", "/bc.steps=3"])
 def test_a_word_that_names_no_section_is_refused(tmp_path: Path, word: str) -> None:
-    with pytest.raises(ConfigError, match="SECTION.KEY=VALUE"):
+    with pytest.raises(ConfigError, match=r"SECTION\.KEY=VALUE"):
         of(tmp_path, word)
 
 
@@ -199,7 +200,8 @@ def test_a_failure_names_its_reason_and_stops_only_what_needs_it(tmp_path: Path)
     launch = Launcher({str(jobs[0].record): "raise SystemExit('qsteer train: no data')"})
     with pytest.raises(DataError, match=r"a \(qsteer train: no data; see .*1 jobs wait"):
         run(jobs, tmp_path, launch)
-    assert jobs[2].record.exists() and not jobs[1].record.exists()
+    assert jobs[2].record.exists()
+    assert not jobs[1].record.exists()
     run(jobs, tmp_path, Launcher())  # the cause is repaired
     assert jobs[1].record.exists()
 
@@ -225,7 +227,8 @@ def test_ctrl_c_is_passed_on_once_and_nothing_is_left_running(tmp_path: Path) ->
     threading.Timer(0.8, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         run(jobs, tmp_path, launch)
-    assert note.read_text() == "saved" and len(launch.started) == 1
+    assert note.read_text() == "saved"
+    assert len(launch.started) == 1
 
 
 def record(out: Path, task: int, seed: int, method: str, solved: list[bool], **rest: Any) -> None:
@@ -245,7 +248,8 @@ def test_the_table_is_made_of_the_results_that_are_there(tmp_path: Path) -> None
     text = write_table(tmp_path, command="qsteer bench ogbench")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| method | scene-task1 | scene-task2 | average |"
-    assert rows[2].startswith("| off | 12 [0, 38] | **50 [") and rows[2].endswith("] |")
+    assert rows[2].startswith("| off | 12 [0, 38] | **50 [")
+    assert rows[2].endswith("] |")
     assert rows[3] == "| qgf | **100 [100, 100]** | - | 100 [100, 100] |"
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["tasks"]["scene-task1"]["off"]["runs"] == [0.0, 0.25]

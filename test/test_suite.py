@@ -144,8 +144,10 @@ def test_play_is_decided_by_its_seed_and_records_the_state_before_each_action() 
     again = play(env, "puzzle-3x3", seed=7, steps=60)
     for name, array in vars(episode).items():
         np.testing.assert_array_equal(array, getattr(again, name))
-    assert episode.observation.shape == (60, 55) and episode.buttons.shape == (60, 9)
-    assert episode.targets >= 1 and episode.reached == episode.targets
+    assert episode.observation.shape == (60, 55)
+    assert episode.buttons.shape == (60, 9)
+    assert episode.targets >= 1
+    assert episode.reached == episode.targets
     # the observation of a row shows the buttons of the same row (two numbers per state, then
     # position and velocity), and the arm's joints of the same row
     shown = episode.observation[:, 19:].reshape(60, 9, 4)[:, :, 1]

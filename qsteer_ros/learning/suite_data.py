@@ -22,7 +22,6 @@ from qsteer_ros.errors import ConfigError
 from qsteer_ros.learning.generation import claim, do_jobs, written_whole
 from qsteer_ros.learning.settings import option
 
-EPISODE_STEPS = 1001
 SPLITS = ("play", "held_out")
 
 
@@ -34,18 +33,18 @@ class SuiteDataSettings:
     suite: str = option("cube-single", "Environment: cube-single, scene, puzzle-3x3, ...")
     transitions: int = option(300_000, "Control steps of play.", bounds=(1, 1e9))
     held_out: int = option(20_000, "Control steps of held-out play.", bounds=(0, 1e8))
+    episode_steps: int = option(1001, "Control steps of an episode.", bounds=(2, 1e6))
     noise: float = option(0.1, "Noise on the experts' plans.", bounds=(0.0, 1.0))
     smoothing: float = option(0.5, "Smoothing of that noise, in steps.", bounds=(0.0, 100.0))
     workers: int = option(2, "Processes.", bounds=(1, 256))
     seed: int = option(0, "Decides every episode.", bounds=(0, 2**31))
 
 
-def generate_suite(settings: SuiteDataSettings, *, steps: int = EPISODE_STEPS) -> None:
+def generate_suite(settings: SuiteDataSettings) -> None:
     """Generate a data set of the suite, or what is still missing of one.
 
     Args:
         settings: What, how much, and where to.
-        steps: Control steps per episode.
 
     Raises:
         ConfigError: There is no such environment, no folder is named, or it holds a data set made
@@ -61,11 +60,13 @@ def generate_suite(settings: SuiteDataSettings, *, steps: int = EPISODE_STEPS) -
     spec(settings.suite)
     out = Path(settings.out)
     mine = {k: v for k, v in asdict(settings).items() if k not in ("out", "workers")}
-    claim(out, mine | {"steps": steps}, grown=("transitions", "held_out"))
+    claim(out, mine, grown=("transitions", "held_out"))
     wanted = {"play": settings.transitions, "held_out": settings.held_out}
-    jobs = [(split, i) for split in SPLITS for i in range(-(-wanted[split] // steps))]
+    jobs = [
+        (split, i) for split in SPLITS for i in range(-(-wanted[split] // settings.episode_steps))
+    ]
     missing = [job for job in jobs if not _path(out, *job).exists()]
-    work = partial(_make, out, settings, steps)
+    work = partial(_make, out, settings)
     do_jobs(missing, work, workers=settings.workers, what=settings.suite, unit="episode")
 
 
@@ -77,7 +78,7 @@ _environments: dict[str, Any] = {}
 """Per process: one compiled environment for each name."""
 
 
-def _make(out: Path, settings: SuiteDataSettings, steps: int, job: tuple[str, int]) -> None:
+def _make(out: Path, settings: SuiteDataSettings, job: tuple[str, int]) -> None:
     from qsteer_ros.sim.suite import make
     from qsteer_ros.sim.suite_play import play
 
@@ -89,7 +90,7 @@ def _make(out: Path, settings: SuiteDataSettings, steps: int, job: tuple[str, in
         _environments[settings.suite],
         settings.suite,
         seed=int(drawn.generate_state(1)[0]),
-        steps=steps,
+        steps=settings.episode_steps,
         noise=settings.noise,
         smoothing=settings.smoothing,
     )
