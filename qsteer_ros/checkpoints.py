@@ -79,6 +79,24 @@ def load(folder: str | Path, *, kind: str) -> Checkpoint:
         ConfigError: The folder or one of its two files is missing, or it is of another kind.
         DataError: A file is damaged.
     """
+    path, config = Path(folder), config_of(folder, kind=kind)
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG):
+        digest.update((path / name).read_bytes())
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return Checkpoint(path, tensors, config, digest.hexdigest())
+
+
+def config_of(folder: str | Path, *, kind: str) -> Mapping[str, Any]:
+    """Contents of a checkpoint's ``config.json``; its weights are not read.
+
+    Raises:
+        ConfigError: The folder or one of its two files is missing, or it is of another kind.
+        DataError: The file is damaged.
+    """
     path = Path(folder)
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
@@ -86,22 +104,21 @@ def load(folder: str | Path, *, kind: str) -> Checkpoint:
                 f"'{path}' must be a {kind} checkpoint: it has no {name}. "
                 "Give the folder that 'qsteer train' wrote."
             )
-    digest = hashlib.sha256()
-    for name in (WEIGHTS, CONFIG):
-        digest.update((path / name).read_bytes())
     try:
-        config = json.loads((path / CONFIG).read_text())
-        tensors = load_file(path / WEIGHTS)
+        config: Mapping[str, Any] = json.loads((path / CONFIG).read_text())
+        found = config.get("kind")
     except Exception as error:
-        raise DataError(
-            f"checkpoint '{path}' is damaged: {error}. Train or copy it again."
-        ) from error
-    if config.get("kind") != kind:
+        raise _damaged(path, error) from error
+    if found != kind:
         raise ConfigError(
             f"'{path}' must be a {kind} checkpoint: its config.json says "
-            f"'{config.get('kind')}'. Check the parameter that names it."
+            f"'{found}'. Check the parameter that names it."
         )
-    return Checkpoint(path, tensors, config, digest.hexdigest())
+    return config
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"checkpoint '{path}' is damaged: {error}. Train or copy it again.")
 
 
 def architecture(checkpoint: Checkpoint, keys: tuple[str, ...]) -> Mapping[str, Any]:
