@@ -139,7 +139,7 @@ def _training(settings: BenchSettings, task: Task, seed: int, program: str) -> J
         places["critic"] = checkpoint(settings, task, seed, "critic")
         needs.append(f"critic/{task}/seed{seed}")
     places["out"] = checkpoint(settings, task, seed, program)
-    checked(settings_of(program), {**recipe, **{k: str(v) for k, v in places.items()}})
+    checked(settings_of(program), {k: str(v) for k, v in {**recipe, **places}.items()})
     name = f"{program}/{_owner(task, program)}/seed{seed}"
     return Job(
         name=name,
