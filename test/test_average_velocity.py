@@ -64,22 +64,25 @@ def test_before_it_has_learned_it_is_the_flow_of_a_gaussian_posterior(
         torch.testing.assert_close(found, instant, atol=1e-7, rtol=1e-6)
 
 
-def test_the_unit_it_writes_in_is_the_spread_of_that_posterior() -> None:
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("r", [0.0, 0.2, 0.9, 1.0])
+def test_the_unit_it_writes_in_is_what_both_views_leave_open_per_inner_time(
+    t: float, r: float
+) -> None:
+    """Precisions of data, x and y add up; what is left has 1 - r to go."""
     features, x, y = states()
-    for t in TIMES:
-        _, variance = posterior(x, t)
-        unit = network().spread(at(t))
-        torch.testing.assert_close(unit, variance.sqrt())
-        loud = network(silent=False)
-        quiet = network()
-        added = loud(features, x, at(t), y, at(0.2), at(0.9))
-        added = added - quiet(features, x, at(t), y, at(0.2), at(0.9))
-        loud.body.head.weight.mul_(2.0)
-        twice = loud(features, x, at(t), y, at(0.2), at(0.9))
-        twice = twice - quiet(features, x, at(t), y, at(0.2), at(0.9))
-        torch.testing.assert_close(twice, 2.0 * added)  # the head's output times the unit
-        assert (added / unit).abs().max() < 10.0
-        assert (added / unit).abs().max() > 0.01
+    unit = network().unit(at(t), at(r))
+    if r < 1.0:
+        precision = 1 / STD**2 + t**2 / (1 - t) ** 2 + r**2 / (1 - r) ** 2
+        torch.testing.assert_close(unit, (precision.rsqrt() / (1 - r)).expand_as(unit))
+    inputs = (features, x, at(t), y, at(r), at(1.0))
+    loud, still = network(silent=False), network()(*inputs)
+    once = loud(*inputs) - still
+    loud.body.head.weight.mul_(2.0)
+    torch.testing.assert_close(loud(*inputs) - still, 2.0 * once)
+    output: list[Tensor] = []
+    loud.body.register_forward_hook(lambda _, __, found: output.append(found))
+    torch.testing.assert_close(loud(*inputs) - still, unit * output.pop())
 
 
 def test_what_it_reads_is_of_order_one_where_the_posterior_is_narrow() -> None:

@@ -29,6 +29,12 @@ class PosteriorMapSettings(ChunkSource):
     whole_share: float = option(
         0.25, "Share of consistency rows that go from 0 to 1, as samples do.", bounds=(0.0, 1.0)
     )
+    whole_steps: int = option(
+        4,
+        "Midpoint steps in which the frozen policy itself goes that way, as their target; 0: they "
+        "too are put together from two steps of the map.",
+        bounds=(0, 64),
+    )
     ema: float = option(
         1e-4,
         "Rate of the averaged copy, which is what is kept; faster in the first 9 / rate steps.",

@@ -5,12 +5,13 @@ For a chunk a of the data and three independent noises,
 .. math:: x = (1-t)\,\epsilon_1 + t\,a, \quad y = (1-r)\,\epsilon_2 + r\,a, \quad
           y' = (1-r')\,\epsilon_3 + r'\,a,
 
-.. math:: L = \lambda_d \Big\lVert \frac{u(r, r, y) - w(r, y)}{\sigma(t)} \Big\rVert^2
-            + \lambda_c \Big\lVert \frac{u(r', q', y') - \text{semigroup}(r', q', y')}{\sigma(t)}
-              \Big\rVert^2,
+.. math:: L = \lambda_d \Big\lVert \frac{u(r, r, y) - w(r, y)}{\text{unit}(t, r)} \Big\rVert^2
+            + \lambda_c \Big\lVert \frac{u(r', q', y') - \text{semigroup}(r', q', y')}
+                                        {\text{unit}(t, r')} \Big\rVert^2,
 
 both means over batch and components, with targets of `posterior_losses` and the unit of
-`AverageVelocity`. The teacher is asked once per row, the network's two losses are one evaluation.
+`AverageVelocity`. In a share of the rows r' = 0 and q' = 1, the step that draws a sample, and the
+target is the frozen field's own way there. The network's two losses are one evaluation.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from qsteer_ros.learning.learner import Batch, Learner
 from qsteer_ros.learning.posterior_losses import (
     between,
     conditioning_time,
+    integrated_target,
     scaled_error,
     semigroup_target,
     step_times,
@@ -137,6 +139,7 @@ class PosteriorLearner(Learner):
             return found
 
         shape = (-1, policy.horizon, policy.action_dim)
+        starts = torch.cat([batch["inner_time"], batch["start"]])
         with torch.no_grad():
             velocity = glass_velocity_per_row(
                 policy.condition(batch["features"]),
@@ -145,21 +148,30 @@ class PosteriorLearner(Learner):
                 outer.view(shape),
                 time,
             ).flatten(1)
-            unit = self.network.spread(time)
+            unit = self.network.unit(time.repeat(2), starts)
         target = semigroup_target(
             average, inner_step, batch["start"], batch["end"], batch["share"]
         )
+        if settings.whole_steps > 0:
+            whole = (batch["start"] == 0.0) & (batch["end"] == 1.0)
+            target[whole] = integrated_target(
+                policy.condition(batch["features"][whole]),
+                inner_step[whole].view(shape),
+                outer[whole].view(shape),
+                time[whole],
+                steps=settings.whole_steps,
+            )
         found = self.network(
             features.repeat(2, 1),
             outer.repeat(2, 1),
             time.repeat(2),
             torch.cat([inner, inner_step]),
-            torch.cat([batch["inner_time"], batch["start"]]),
+            starts,
             torch.cat([batch["inner_time"], batch["end"]]),
         )
-        instant, step = found.chunk(2)
+        (instant, step), (unit, unit_step) = found.chunk(2), unit.chunk(2)
         diagonal = scaled_error(instant, velocity, unit)
-        consistency = scaled_error(step, target, unit)
+        consistency = scaled_error(step, target, unit_step)
         loss = settings.diagonal_weight * diagonal + settings.consistency_weight * consistency
         return {"loss": loss, "diagonal": diagonal, "consistency": consistency}
 
@@ -258,12 +270,9 @@ def distances(
     for time in times:
         outer = torch.randn(chunk.shape, generator=source).to(device)
         noise = torch.randn((CHECKED_ROWS, 4, *chunk.shape[1:]), generator=source).to(device)
-        noisy, flow_time = (
-            (1.0 - time) * outer + time * chunk,
-            chunk.new_full((CHECKED_ROWS,), time),
-        )
-        exact = glass_posterior(policy.condition(features), steps=16)(noise, noisy, flow_time)
-        samples = trained.condition(features)(noise, noisy, flow_time)
+        asked = (noise, (1.0 - time) * outer + time * chunk, chunk.new_full((CHECKED_ROWS,), time))
+        exact = glass_posterior(policy.condition(features), steps=16)(*asked)
+        samples = trained.condition(features)(*asked)
         spread = (exact - exact.mean(dim=1, keepdim=True)).square().mean() * 4.0 / 3.0
         found[f"distance_at_{time}"] = float(((samples - exact).square().mean() / spread).sqrt())
     return found

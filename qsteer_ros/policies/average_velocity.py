@@ -35,10 +35,11 @@ class AverageVelocity(nn.Module):
     .. math:: g = m + \frac{y - r m}{\ell_r} \cdot
                       \frac{(q + r) \sigma^2 - (2 - q - r)}{\ell_r + \ell_q}.
 
-    The network adds :math:`u = g + \sigma f`, where f sees features, :math:`(x - t\mu) / d`,
-    :math:`(y - r m) / \ell_r` and embeddings of t, q - r and r: every number it reads and writes
-    is of the order of one at all times, also where the posterior is narrow. Layers, activation and
-    initial weights of f are those of `FlowMLP`.
+    The network adds :math:`u = g + (\sigma / \ell_r)\, f`, where f sees features,
+    :math:`(x - t\mu) / d`, :math:`(y - r m) / \ell_r` and embeddings of t, q - r and r: every
+    number it reads and writes is of the order of one at all times. (What x and y together leave
+    open about a has standard deviation :math:`\sigma (1-r) / \ell_r`, and a velocity is that over
+    :math:`1 - r`.) Layers, activation and initial weights of f are those of `FlowMLP`.
 
     Attributes:
         body: f; what it calls features are the features, x, t and q - r.
@@ -82,10 +83,10 @@ class AverageVelocity(nn.Module):
         """What ``config.json`` says about this network."""
         return self.body.architecture
 
-    def spread(self, flow_time: Tensor) -> Tensor:
-        """sigma, the unit in which the network writes: flow time (B,) -> (B, D)."""
-        t = flow_time.unsqueeze(1)
-        return (1.0 - t) * self.chunk_std / self._noisy_std(t)
+    def unit(self, flow_time: Tensor, start: Tensor) -> Tensor:
+        """In which the network writes, sigma / l_r: flow time (B,), r (B,) -> (B, D)."""
+        spread, width = self._widths(flow_time.unsqueeze(1), start.unsqueeze(1))
+        return spread / width
 
     def forward(
         self,
@@ -113,16 +114,20 @@ class AverageVelocity(nn.Module):
         noisy_std = self._noisy_std(t)
         outer = (noisy_chunk - t * self.chunk_mean) / noisy_std
         mean = self.chunk_mean + t * self.chunk_std.square() / noisy_std * outer
-        spread = (1.0 - t) * self.chunk_std / noisy_std
-        variance = spread.square()
-        at_start = (r.square() * variance + (1.0 - r).square()).sqrt()
-        at_end = (q.square() * variance + (1.0 - q).square()).sqrt()
+        spread, at_start = self._widths(t, r)
+        _, at_end = self._widths(t, q)
         own = (inner - r * mean) / at_start
-        gaussian = mean + own * ((q + r) * variance - (2.0 - q - r)) / (at_start + at_end)
+        slope = (q + r) * spread.square() - (2.0 - q - r)
+        gaussian = mean + own * slope / (at_start + at_end)
         times = [self.body.embed(time).to(inner.dtype) for time in (flow_time, end - start)]
         added: Tensor = self.body(torch.cat([features, outer, *times], dim=1), own, start)
-        return gaussian + spread * added
+        return gaussian + spread / at_start * added
+
+    def _widths(self, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sigma and l_r, (B, D) each, for times (B, 1)."""
+        spread = (1.0 - t) * self.chunk_std / self._noisy_std(t)
+        return spread, torch.hypot(r * spread, 1.0 - r)
 
     def _noisy_std(self, t: Tensor) -> Tensor:
         """d, (B, 1) -> (B, D)."""
-        return (t.square() * self.chunk_std.square() + (1.0 - t).square()).sqrt()
+        return torch.hypot(t * self.chunk_std, 1.0 - t)
