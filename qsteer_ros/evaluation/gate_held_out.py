@@ -159,7 +159,7 @@ def from_store(
     check_unseen(critic, names, data_hash=transitions.data_hash)
     used = tuple(names[hashed] for hashed in transitions.episodes)
     found = from_transitions(transitions, discount=discount, windows=windows, names=used)
-    return _consistent(_marked(found, infos, critic), infos)
+    return _judged(_marked(found, infos, critic), infos)
 
 
 def _marked(found: HeldOut, infos: dict[str, Episode], critic: Critic) -> HeldOut:
@@ -176,27 +176,33 @@ def _marked(found: HeldOut, infos: dict[str, Episode], critic: Critic) -> HeldOu
     return replace(found, episodes=entries, steered=np.isin(found.episode, mine))
 
 
-def _consistent(found: HeldOut, infos: dict[str, Episode]) -> HeldOut:
-    """Without successful episodes in which no window reaches the goal: their returns are wrong."""
-    odd = [
-        infos[entry.sha256].outcome == "success" and not entry.success for entry in found.episodes
-    ]
-    if all(odd):
+def _judged(found: HeldOut, infos: dict[str, Episode]) -> HeldOut:
+    """Without episodes of which nobody knows how they would have ended."""
+    why = [_unusable(entry, infos[entry.sha256].outcome) for entry in found.episodes]
+    if all(why):
         raise DataError(
-            "held-out episodes must show how they ended: the logs of these successful ones end "
-            "before the goal is reached. Record others."
+            f"held-out episodes must have ended by themselves: none of {len(why)} did "
+            f"({found.episodes[0].name}: {why[0]}). Record others."
         )
-    keep = ~np.isin(found.episode, np.unique(found.episode)[odd])
+    keep = ~np.isin(found.episode, np.unique(found.episode)[[bool(reason) for reason in why]])
     arrays: dict[str, Any] = {k: v for k, v in vars(found).items() if isinstance(v, np.ndarray)}
-    reason = "it succeeded, but its log ends before the goal is reached"
+    both = list(zip(found.episodes, why, strict=True))
     return replace(
         found,
         **{name: array[keep] for name, array in arrays.items()},
-        episodes=tuple(e for e, drop in zip(found.episodes, odd, strict=True) if not drop),
-        left_out=tuple(
-            (e.name, reason) for e, drop in zip(found.episodes, odd, strict=True) if drop
-        ),
+        episodes=tuple(entry for entry, reason in both if not reason),
+        left_out=tuple((entry.name, reason) for entry, reason in both if reason),
     )
+
+
+def _unusable(entry: HeldOutEpisode, outcome: str | None) -> str:
+    """Why the return of an episode is not known; empty when it is."""
+    if outcome not in ("success", "failure"):
+        return f"its outcome is '{outcome}'"
+    if entry.success != (outcome == "success"):
+        seen = "reaches" if entry.success else "does not reach"
+        return f"its outcome is '{outcome}', but its log {seen} the goal"
+    return ""
 
 
 def check_unseen(critic: Critic, names: dict[str, str], *, data_hash: str = "") -> None:
