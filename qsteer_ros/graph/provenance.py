@@ -9,7 +9,7 @@ from pathlib import Path
 from qsteer_ros import __version__, checkpoints
 from qsteer_ros.resources import find
 
-CHECKPOINTS = ("encoder", "policy", "critic")
+CHECKPOINTS = ("encoder", "policy", "critic", "noise_policy", "posterior_map")
 
 
 def source_hash() -> str:
@@ -26,8 +26,9 @@ def provenance(files: Mapping[str, str | None]) -> dict[str, str]:
     """Version of the package and hashes of everything named.
 
     Args:
-        files: ``robot`` -> robot file; ``encoder``, ``policy``, ``critic`` -> checkpoint folders,
-            as the user wrote them. An empty name is left out.
+        files: ``robot`` -> robot file; a kind of `CHECKPOINTS`, or that and more as in
+            ``critic_goal1`` -> checkpoint folder, as the user wrote them. An empty name is left
+            out.
 
     Raises:
         ConfigError: One of them does not exist or is of another kind.
@@ -38,8 +39,8 @@ def provenance(files: Mapping[str, str | None]) -> dict[str, str]:
         if not path:
             continue
         found = find(path)
-        kind = name.partition("_")[0]
-        if kind in CHECKPOINTS:
+        kind = next((kind for kind in CHECKPOINTS if f"{name}_".startswith(f"{kind}_")), None)
+        if kind is not None:
             made_from[name] = checkpoints.load(found, kind=kind).hash
         else:
             made_from[name] = hashlib.sha256(found.read_bytes()).hexdigest()

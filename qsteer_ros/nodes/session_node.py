@@ -67,7 +67,7 @@ class SessionRunner:
         self._policy = RemoteNode(foreground, parameters.policy_node)
         self._sim = RemoteNode(foreground, parameters.sim_node)
         self._reset = foreground.node.create_client(Trigger, f"{parameters.sim_node}/reset")
-        self._critic = ""
+        self._critic = self._noise_policy = ""
 
     def run(self) -> Session:
         """Run what the session's folder does not have yet.
@@ -113,10 +113,12 @@ class SessionRunner:
         return plan
 
     def _provenance(self) -> dict[str, str]:
-        names = ("robot", "encoder", "policy")
+        values = self._parameters
+        names = ("robot", "encoder", "policy", "posterior_map")
         files = self._policy.get_parameters(names, timeout_s=START_TIMEOUT_S)
-        critics = {f"critic_goal{g}": self._parameters.critic(g) for g in self._parameters.goals}
-        return provenance({**files, **critics})
+        critics = {f"critic_goal{goal}": values.critic(goal) for goal in values.goals}
+        choosers = {f"noise_policy_goal{g}": values.noise_policy_of(g) for g in values.goals}
+        return provenance({**files, **critics, **choosers})
 
     def _run_safely(self, trial: Trial, session: Session, folder: Path) -> Result:
         """Run an episode; when it cannot be finished, end it as aborted and pass the error on."""
@@ -153,7 +155,11 @@ class SessionRunner:
             steering=dict(session.settings[trial.arm]),
             provenance={
                 **session.provenance,
-                "critic": session.provenance[f"critic_goal{trial.goal}"],
+                **{
+                    kind: session.provenance[f"{kind}_goal{trial.goal}"]
+                    for kind in ("critic", "noise_policy")
+                    if f"{kind}_goal{trial.goal}" in session.provenance
+                },
             },
         )
         self._wait_for_logger(trial.episode_id, timeout_s=RECORDING_TIMEOUT_S)
@@ -184,8 +190,11 @@ class SessionRunner:
         critic = self._parameters.critic(trial.goal)
         if critic != self._critic:
             values["critic"] = critic
+        noise_policy = self._parameters.noise_policy_of(trial.goal)
+        if noise_policy != self._noise_policy:
+            values["noise_policy"] = noise_policy
         self._policy.set_parameters(values, timeout_s=SERVICE_TIMEOUT_S)
-        self._critic = critic
+        self._critic, self._noise_policy = critic, noise_policy
         self._topics.forget()
         self._foreground.until(
             lambda: self._topics.success is False,

@@ -58,6 +58,9 @@ class SessionParameters:
         tuple(f"checkpoints/critic_goal{goal}" for goal in (1, 2, 3)),
         "Critic checkpoints of goal 1, 2, ...",
     )
+    noise_policy: str = param(
+        "", "Noise policy of arm dsrl; {goal} in it becomes the goal's number."
+    )
     policy_node: str = param("policy_node", "Name of the policy node.")
     logger_node: str = param("logger_node", "Name of the logger node.")
     sim_node: str = param("sim_node", "Name of the simulator node.")
@@ -79,3 +82,16 @@ class SessionParameters:
                 "Train one with 'qsteer train critic' and add its folder."
             )
         return self.critics[goal - 1]
+
+    def noise_policy_of(self, goal: int) -> str:
+        """Noise policy of a goal; empty where no arm asks one.
+
+        Raises:
+            ConfigError: Arm dsrl has none.
+        """
+        if not self.noise_policy and "dsrl" in self.arms:
+            raise ConfigError(
+                "arm dsrl needs a noise policy: parameter 'noise_policy' is empty. Train one with "
+                "'qsteer train dsrl' and name its folder."
+            )
+        return self.noise_policy.replace("{goal}", str(goal))

@@ -76,6 +76,7 @@ class FakePolicy(LifecycleNode):
         for name, value in {
             "robot": "", "encoder": "", "policy": "", "critic": "", "steering": "off",
             "guidance": "weight", "guidance_weight": 0.0, "num_samples": 16, "seed": 0,
+            "noise_policy": "", "posterior_map": "",
         }.items():  # fmt: skip
             self.declare_parameter(name, value)
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -85,6 +86,8 @@ class FakePolicy(LifecycleNode):
         from rcl_interfaces.msg import SetParametersResult
 
         for parameter in parameters:
+            if parameter.name == "noise_policy":
+                self.log.append(f"noise_policy {parameter.value}")
             if parameter.name == "critic":
                 self.log.append(f"critic {parameter.value}")
                 if parameter.value.endswith("bad"):

@@ -96,6 +96,23 @@ def test_the_critic_changes_with_the_goal_and_only_then(graph):
     assert critics == [f"critic {('one', 'two')[g - 1]}" for g in changes]
 
 
+def test_the_noise_policy_of_arm_dsrl_follows_the_goal(graph):
+    changes = {"arms": ("dsrl",), "goals": (1, 2), "critics": ("one", "two"), "episodes": 1}
+    graph.runner(**changes, noise_policy="noise{goal}").run()
+    goals = [goal for _, goal in graph.sim.resets]
+    chosen = [entry for entry in graph.policy.log if entry.startswith("noise_policy")]
+    assert chosen == [f"noise_policy noise{goal}" for goal in goals]
+    named = {f"noise_policy_goal{goal}" for goal in (1, 2)}
+    assert named <= set(Session.load(graph.folder).provenance)
+    starts = [event for event in graph.logger.events if event["event"] == "start"]
+    assert all(event["provenance"]["noise_policy"] == "h" for event in starts)
+
+
+def test_without_arm_dsrl_no_noise_policy_is_set(graph):
+    graph.runner(arms=("off",), episodes=1).run()
+    assert not any(entry.startswith("noise_policy") for entry in graph.policy.log)
+
+
 def test_a_session_is_resumed_where_it_was_stopped(graph):
     runner = graph.runner()
     threading.Timer(1.0, lambda: setattr(graph.foreground, "stopped", True)).start()
@@ -149,6 +166,7 @@ def test_a_stopped_clock_does_not_hang_the_session(graph):
         ({"arms": ("qfg",)}, "an arm must be one of off, zero"),
         ({"arms": ("qgf:x",)}, "the number of an arm must follow its mode"),
         ({"goals": (4,)}, "goal 4 needs a critic"),
+        ({"arms": ("off", "dsrl")}, "arm dsrl needs a noise policy: parameter 'noise_policy' is"),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_anything_moves(graph, changes, message):
