@@ -9,8 +9,9 @@ import pytest
 
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.sim import suite
-from qsteer_ros.sim.suite import Goal, Worlds, button_states, goal, make
+from qsteer_ros.sim.suite import Goal, button_states, goal, make
 from qsteer_ros.sim.suite_play import in_sight, play
+from qsteer_ros.sim.suite_worlds import Worlds
 
 from ogbench.relabel_utils import relabel_dataset  # isort: skip - suite chooses the GL library
 

@@ -26,6 +26,7 @@ from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.noise_policy import NoisePolicy
 from qsteer_ros.policies.posterior_map import MetaFlowMap
 from qsteer_ros.sim import suite
+from qsteer_ros.sim.suite_worlds import Worlds
 from qsteer_ros.steering.settings import SteeringSettings
 
 OBSERVATIONS = 256
@@ -97,12 +98,12 @@ def evaluate(evaluations: Sequence[Evaluation]) -> None:
     if any((e.suite, e.task) != (first.suite, first.task) for e in evaluations):
         raise ConfigError("evaluations of one process must be of one task: got several.")
     torch.set_num_threads(1)
-    worlds = suite.Worlds(first.suite, first.task, max(e.episodes for e in evaluations))
+    worlds = Worlds(first.suite, first.task, max(e.episodes for e in evaluations))
     for evaluation in evaluations:
         _evaluate(evaluation, worlds)
 
 
-def _evaluate(evaluation: Evaluation, worlds: suite.Worlds) -> None:
+def _evaluate(evaluation: Evaluation, worlds: Worlds) -> None:
     actor, facts = _actor(evaluation)
     seeds = state_seeds(evaluation.seed, evaluation.episodes, block=evaluation.block)
     began = time.perf_counter()

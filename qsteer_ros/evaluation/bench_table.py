@@ -145,7 +145,7 @@ def markdown(results: Results) -> str:
     runs = {len(runs) for runs in results.solved.values()}
     episodes = len(next(iter(next(iter(results.solved.values())).values())))
     count = str(runs.pop()) if len(runs) == 1 else f"{min(runs)} to {max(runs)}"
-    lines += ["", f"{count} training runs, {episodes} episodes each. {EXPLANATION}"]
+    lines += ["", f"Training runs: {count}, of {episodes} episodes each. {EXPLANATION}"]
     return "\n".join(lines) + "\n"
 
 
