@@ -39,10 +39,9 @@ class Buffer:
         device: torch.device | str = "cpu",
         new_share: float | None = None,
     ) -> None:
-        if new_share is not None and not 0.0 <= new_share <= 1.0:
-            raise ConfigError(f"'new_share' must be in [0, 1]: got {new_share}.")
         self.interface = transitions.interface
-        self._needs, self._device, self._new_share = tuple(needs), torch.device(device), new_share
+        self._needs, self._device = tuple(needs), torch.device(device)
+        self.mix(new_share)
         self._tensors = self._of(transitions)
         self._old = len(transitions)
 
@@ -59,6 +58,16 @@ class Buffer:
     def features(self) -> Tensor:
         """(M, F)."""
         return self._tensors["features"]
+
+    def mix(self, new_share: float | None) -> None:
+        """Change the share of each batch that is drawn from new rows.
+
+        Raises:
+            ConfigError: It is out of range.
+        """
+        if new_share is not None and not 0.0 <= new_share <= 1.0:
+            raise ConfigError(f"'new_share' must be in [0, 1]: got {new_share}.")
+        self._new_share = new_share
 
     def rows(self, count: int, source: torch.Generator) -> Tensor:
         """Draw row numbers, (count,), with replacement."""
