@@ -123,13 +123,16 @@ def test_training_goes_through_commands_that_exist_and_skips_what_is_done(
     assert {call.seed for call in calls} == {7}
     assert [call.goal for call in calls[3:]] == list(GOALS)
     assert made.settings()["policy_node"]["critic"] == str(tmp_path / "critic_goal1")
+    assert made.settings()["policy_node"]["allow_ungated_critic"] is True  # nothing is held out
     calls.clear()
     training.train_everything(tmp_path, seed=7)
     assert [call.verb for call in calls] == ["data"]
 
 
 def test_the_shipped_checkpoints_are_the_default() -> None:
-    assert len(CheckpointFolders().settings()["session_node"]["critics"]) == 3
+    settings = CheckpointFolders().settings()
+    assert len(settings["session_node"]["critics"]) == 3
+    assert settings["policy_node"]["allow_ungated_critic"] is False
 
 
 class Terminal(io.StringIO):

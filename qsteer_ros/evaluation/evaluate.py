@@ -28,7 +28,8 @@ def evaluate(settings: EvaluationSettings, out: Path | None = None) -> dict[str,
         out: Where the report is written as JSON; None writes nothing.
 
     Returns:
-        ``settings``, one ``summary`` per arm and goal (successes, rate, its 95 % interval after
+        ``settings``, ``ungated`` (goal -> why its critic has not passed the gate; an evaluation
+        refuses none), one ``summary`` per arm and goal (successes, rate, its 95 % interval after
         Wilson, mean steps, mean guidance ratio, mean seam jump, median cube error) and every
         episode.
 
@@ -53,6 +54,7 @@ def evaluate(settings: EvaluationSettings, out: Path | None = None) -> dict[str,
             bar.update()
     report = {
         "settings": asdict(settings),
+        "ungated": _ungated(settings),
         "summary": [_summary(arm, goal, rows) for (arm, goal), rows in results.items()],
         "episodes": [
             {"arm": arm, **asdict(row)} for (arm, _), rows in results.items() for row in rows
@@ -76,7 +78,27 @@ def table(report: dict[str, Any]) -> str:
             f"{low:6.0%} to {high:5.0%}  {row['mean_steps']:5.0f}  {row['mean_ratio']:.3f}"
             + (f"  {row['seam_jump']:.3f}" if row["seam_jump"] is not None else "")
         )
+    lines += [f"goal {goal}: not gated: {why}" for goal, why in report["ungated"].items()]
     return "\n".join(lines)
+
+
+def _ungated(settings: EvaluationSettings) -> dict[str, str]:
+    """Goal -> why its critic could not steer on an arm; nothing is refused here."""
+    from qsteer_ros.policies.gated import why_ungated
+
+    if not any(parse_arm(arm).needs_critic for arm in settings.arms):
+        return {}
+    encoder = None if settings.true_pose else settings.encoder
+    found = {
+        str(goal): why_ungated(
+            settings.critic.replace("{goal}", str(goal)),
+            policy=settings.policy,
+            robot=settings.robot,
+            encoder=encoder,
+        )
+        for goal in settings.goals
+    }
+    return {goal: why for goal, why in found.items() if why}
 
 
 def _summary(arm: str, goal: int, rows: Sequence[EpisodeResult]) -> dict[str, Any]:

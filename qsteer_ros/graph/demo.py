@@ -96,6 +96,12 @@ def demo(options: DemoOptions, *, command: Command = module_command) -> int:
     checkpoints = CheckpointFolders()
     if options.train:
         checkpoints = train_everything(options.out / "training", seed=options.seed)
+        _say(
+            "these critics have not passed the gate: there are no held-out episodes yet. This "
+            "session lets them steer all the same and records some: "
+            f"qsteer gate --critic {checkpoints.critics[0]} --policy {checkpoints.policy} "
+            f"--encoder {checkpoints.encoder} --episodes {folder / STORE}"
+        )
     outcome = _run_session(options, folder, checkpoints, command)
     if not (folder / SESSION).exists() or not (session := Session.load(folder)).results:
         raise ConfigError(f"the session must run: {outcome.reason}.")

@@ -22,13 +22,15 @@ class CheckpointFolders:
         encoder: Camera encoder.
         policy: Frozen policy.
         critics: Critic of goal 1, 2, 3.
+        gated: Whether they have passed the gate; if not, the session lets them steer by name.
     """
 
     encoder: str = "checkpoints/encoder"
     policy: str = "checkpoints/policy"
     critics: tuple[str, ...] = tuple(f"checkpoints/critic_goal{goal}" for goal in GOALS)
+    gated: bool = True
 
-    def settings(self) -> dict[str, dict[str, str | list[str]]]:
+    def settings(self) -> dict[str, dict[str, str | bool | list[str]]]:
         """The same as settings of the nodes, with absolute paths."""
         critics = [str(find(critic)) for critic in self.critics]
         return {
@@ -36,6 +38,7 @@ class CheckpointFolders:
                 "encoder": str(find(self.encoder)),
                 "policy": str(find(self.policy)),
                 "critic": critics[0],
+                "allow_ungated_critic": not self.gated,
             },
             "session_node": {"critics": list(critics)},
         }
@@ -58,6 +61,7 @@ def train_everything(folder: Path, *, seed: int) -> CheckpointFolders:
         str(folder / "encoder"),
         str(folder / "policy"),
         tuple(str(folder / f"critic_goal{goal}") for goal in GOALS),
+        gated=False,
     )
     common = (f"data={data}", f"seed={seed}")
     qsteer("data", "--out", data, "--seed", str(seed))

@@ -32,6 +32,10 @@ class PolicyParameters:
     critic: str = param(
         "checkpoints/critic_goal1", "Folder of the critic that steers; empty for none."
     )
+    allow_ungated_critic: bool = param(
+        False,
+        "Steer by a critic that has not passed qsteer gate for this policy, encoder and robot.",
+    )
     device: str = param("cpu", "Where the networks run.", choices=("cpu", "cuda"))
     num_threads: int = param(1, "Threads of torch on the CPU.", bounds=(1, 64))
     steering: str = param("off", "How the critic steers the policy.", choices=MODES)

@@ -16,6 +16,7 @@ from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.policies.calibrated import calibrated
 from qsteer_ros.policies.encoder import Encoder
 from qsteer_ros.policies.flow_policy import FlowPolicy
+from qsteer_ros.policies.gated import check_gated
 from qsteer_ros.policies.running import check_overlap
 from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.steering.settings import SteeringSettings
@@ -77,6 +78,7 @@ def load(parameters: PolicyParameters) -> Parts:
         device=device,
         backend=parameters.backend,
     )
+    _check_gate(parameters, steered, robot)
     _check_horizon(parameters, steered)
     return Parts(robot, decoder, dict(encoder.cameras), steered)
 
@@ -99,6 +101,7 @@ def revise(parts: Parts, before: PolicyParameters, after: PolicyParameters) -> P
         sampler=after.sampler(),
         backend=after.backend,
     )
+    _check_gate(after, steered, parts.robot)
     _check_horizon(after, steered)
     return replace(parts, steered=steered)
 
@@ -130,6 +133,25 @@ def _settings(
         sampler=parameters.sampler(),
         weight=parameters.guidance == "calibrated",
     )
+
+
+def _check_gate(parameters: PolicyParameters, steered: SteeredPolicy, robot: RobotFile) -> None:
+    """A critic steers only when it has passed the gate, unless the user says so by name."""
+    critic, encoder = steered.critic, steered.encoder
+    if parameters.allow_ungated_critic or critic is None or not steered.settings.needs_critic:
+        return
+    try:
+        check_gated(
+            parameters.critic,
+            critic=critic.hash,
+            policy=steered.policy.hash,
+            robot=robot.hash,
+            encoder=None if encoder is None else encoder.hash,
+        )
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} Or set allow_ungated_critic: true to steer by it all the same."
+        ) from error
 
 
 def _check_horizon(parameters: PolicyParameters, steered: SteeredPolicy) -> None:

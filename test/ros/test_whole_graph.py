@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qsteer_ros import checkpoints
+from qsteer_ros.errors import ConfigError
 from qsteer_ros.graph.environment import free_domain
 from qsteer_ros.replay.decision import DecisionRecord
 from qsteer_ros.replay.reader import EpisodeReader
@@ -108,8 +109,7 @@ def test_a_critic_trained_from_this_log_alone_steers_the_next_chunk(finished, co
     out, _, _, _ = finished
     folder = tmp_path / "critic"
     done = qsteer(
-        "train", "critic", "--episodes", str(out), "--goal", "1", "--out", str(folder),
-        "--steps", "40",
+        "train", "critic", f"episodes={out}", "goal=1", f"out={folder}", "steps=40",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     mine = checkpoints.load(folder, kind="critic").hash
@@ -122,6 +122,9 @@ def test_a_critic_trained_from_this_log_alone_steers_the_next_chunk(finished, co
         arm.drive_to("active")
         arm.observe_until(lambda: arm.records, "a decision by the shipped critic")
         assert deciding(arm) is None
-        arm.set(critic=str(folder))
+        with pytest.raises(ConfigError, match="must be examined before it may steer"):
+            arm.set(critic=str(folder))
+        # It has learned from the only episodes there are: nothing is left to examine it on.
+        arm.set(critic=str(folder), allow_ungated_critic=True)
         arm.observe_until(lambda: deciding(arm), "a decision by the new critic")
         assert deciding(arm).meta["ratio"] > 0.0
