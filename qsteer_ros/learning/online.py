@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -225,7 +225,7 @@ def train_online(
     *,
     resume: bool = False,
     command: str = "",
-    collector: Source | None = None,
+    simulator: Callable[[OnlineSettings], Source] | None = None,
 ) -> dict[str, float]:
     """Train a critic on fixed data and go on with new episodes.
 
@@ -235,7 +235,7 @@ def train_online(
         settings: How, and from what.
         resume: Continue an interrupted run.
         command: Written into the checkpoint.
-        collector: Plays episodes for ``simulate=true``.
+        simulator: Makes what plays the episodes of ``simulate=true``.
 
     Returns:
         See `OnlineRun.run`.
@@ -253,7 +253,7 @@ def train_online(
             "qsteer train online must run in one process: torchrun started "
             f"{os.environ['WORLD_SIZE']}. Start it without torchrun."
         )
-    if settings.simulate and collector is None:
+    if settings.simulate and simulator is None:
         raise ConfigError(
             "simulate=true needs a simulator: none was given. Use the qsteer command."
         )
@@ -262,7 +262,11 @@ def train_online(
             "'environment_steps' must be above 0 with simulate=true, whose episodes never end: "
             "got 0."
         )
-    source = FolderWatch.of(settings) if collector is None or settings.watch else collector
+    source: Source
+    if simulator is None or settings.watch:
+        source = FolderWatch.of(settings)
+    else:
+        source = simulator(settings)
     run = OnlineRun(settings, _fixed(settings, resume=resume), source, command=command)
     if resume:
         run.resume()

@@ -31,6 +31,18 @@ class OnlineSettings(CriticSettings):
         1000, "Updates between checkpoints once episodes arrive.", bounds=(1, 1e9)
     )
     poll_s: float = option(2.0, "Time between looks at the watched folder.", bounds=(0.01, 3600.0))
+    policy: str = option(
+        "", "td, calql with candidates=policy, simulate: checkpoint of the flow policy."
+    )
+    steering: str = option(
+        "qpilots_u", "td, simulate: how chunks are steered: off, qgf, qgf_jacobian, qpilots_u."
+    )
+    steering_weight: float = option(
+        0.2, "td, simulate: in the units of that mode.", bounds=(0.0, 1e6)
+    )
+    denoising_steps: int = option(
+        10, "td, calql, simulate: Euler steps of the policy.", bounds=(1, 1000)
+    )
     execute_steps: int = option(5, "simulate: actions executed per chunk.", bounds=(1, 1000))
     max_steps: int = option(200, "simulate: control steps per episode.", bounds=(1, 1e6))
     lr_floor: float = option(1.0, "Share of the rate at the end of a cosine.", bounds=(0.0, 1.0))
