@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsteer_ros.cli.saying import Verbs, say
+
+if TYPE_CHECKING:
+    from qsteer_ros.evaluation.collecting import Simulated
+    from qsteer_ros.learning.settings_online import OnlineSettings
 
 
 def add_data(verbs: Verbs) -> None:
@@ -55,14 +60,22 @@ def add_train(verbs: Verbs) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from qsteer_ros.learning.programs import train_program
 
+    parts = {"simulator": _simulator} if arguments.program == "online" else {}
     say(
         train_program(
             arguments.program,
             arguments.settings,
             config=arguments.config,
             resume=arguments.resume,
+            **parts,
         )
     )
+
+
+def _simulator(settings: OnlineSettings) -> Simulated:
+    from qsteer_ros.evaluation.collecting import Simulated
+
+    return Simulated(settings)
 
 
 def add_fit_servo(verbs: Verbs) -> None:

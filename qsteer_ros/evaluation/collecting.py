@@ -8,6 +8,7 @@ system with a logger and watching its folder.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +130,8 @@ class Simulated:
         w, x, y, z = pose[3:]
         yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         proprio = proprioception(self._world.robot_state(), self._kinematics)
-        return teacher_features(proprio[None], pose[None, :3], np.array([yaw]))[0]
+        found: Float32 = teacher_features(proprio[None], pose[None, :3], np.array([yaw]))[0]
+        return found
 
 
 def windows_of(played: Played, *, interface: Interface, discount: float, name: str) -> Transitions:
@@ -168,7 +170,5 @@ def windows_of(played: Played, *, interface: Interface, discount: float, name: s
 
 
 def _steering(settings: OnlineSettings) -> SteeringSettings:
-    chosen = {} if settings.reduction == "auto" else {"reduction": settings.reduction}
-    return SteeringSettings(
-        settings.steering, weight=settings.steering_weight, rho=settings.rho, **chosen
-    )
+    found = SteeringSettings(settings.steering, weight=settings.steering_weight, rho=settings.rho)
+    return found if settings.reduction == "auto" else replace(found, reduction=settings.reduction)

@@ -38,6 +38,11 @@ PROGRAMS: dict[str, Program] = {
     "critic": Program(
         "settings_critic:CriticSettings", "train_critic:train_critic", "values of chunks"
     ),
+    "online": Program(
+        "settings_online:OnlineSettings",
+        "online:train_online",
+        "a critic on fixed data, then on new episodes as they come",
+    ),
     "posterior-map": Program(
         "settings_posterior_map:PosteriorMapSettings",
         "train_posterior_map:train_posterior_map",
@@ -62,7 +67,12 @@ def settings_of(program: str) -> type[Training]:
 
 
 def train_program(
-    program: str, words: Sequence[str], *, config: str | Path | None = None, resume: bool = False
+    program: str,
+    words: Sequence[str],
+    *,
+    config: str | Path | None = None,
+    resume: bool = False,
+    **parts: Any,
 ) -> str:
     """Train what ``program`` names and say what came of it.
 
@@ -71,6 +81,7 @@ def train_program(
         words: Settings written ``key=value``.
         config: YAML file of settings.
         resume: Continue an interrupted run.
+        parts: Further arguments of the program's function: what it needs of rows below this one.
 
     Returns:
         Checkpoint folder and metrics as JSON.
@@ -86,7 +97,7 @@ def train_program(
             f"Add out=checkpoints/{program}."
         )
     run: Any = _find(PROGRAMS[program].run)
-    metrics = run(settings, resume=resume, command=command())
+    metrics = run(settings, resume=resume, command=command(), **parts)
     return json.dumps({"checkpoint": settings.out, **metrics})
 
 
