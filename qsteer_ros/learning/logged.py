@@ -13,7 +13,7 @@ from qsteer_ros.learning.settings import ChunkSource
 from qsteer_ros.learning.transitions import Transitions
 from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.motion.robot import RobotFile
-from qsteer_ros.policies.encoder import Encoder
+from qsteer_ros.policies.extractors import CameraExtractor, load_camera_extractor
 from qsteer_ros.policies.features import Float32, proprioception_rows
 from qsteer_ros.replay.steps import EpisodeSteps
 from qsteer_ros.replay.transitions import load_transitions
@@ -39,24 +39,16 @@ def logged_transitions(settings: ChunkSource, *, goal: int | None, discount: flo
     """
     robot_file = RobotFile.load(settings.robot)
     kinematics = Kinematics(robot_file)
-    eyes = Encoder.load(resources.find(settings.encoder), robot_file)
-
-    interface = Interface(
+    eyes = load_camera_extractor(resources.find(settings.encoder), robot_file)
+    interface = interface_of(
+        robot_file,
         horizon=settings.horizon,
-        action_names=tuple(robot_file.action_names),
-        action_scale=tuple(float(scale) for scale in robot_file.action_scale),
         feature_names=eyes.feature_names,
-        control_dt_s=robot_file.control_dt_s,
         encoder_hash=eyes.hash,
     )
 
     def features(steps: EpisodeSteps) -> NDArray[np.floating]:
-        if tuple(steps.info.robot["joints"]) != robot_file.joints:
-            raise ConfigError(
-                f"robot '{robot_file.name}' must have the joints of the episodes: "
-                f"{steps.folder.name} was recorded with {steps.info.robot['joints']}. "
-                "Give the robot file it was recorded with: --robot FILE."
-            )
+        check_joints(steps, robot_file)
         return episode_features(steps, eyes, kinematics)
 
     with tqdm(desc="episodes", unit="window") as bar:
@@ -88,11 +80,39 @@ def logged_transitions(settings: ChunkSource, *, goal: int | None, discount: flo
     )
 
 
-def episode_features(steps: EpisodeSteps, encoder: Encoder, kinematics: Kinematics) -> Float32:
-    """What the encoder sees in every row of an episode, (N, F)."""
+def interface_of(
+    robot: RobotFile, *, horizon: int, feature_names: tuple[str, ...], encoder_hash: str
+) -> Interface:
+    """The space of policies and critics that are trained from a robot's episodes."""
+    return Interface(
+        horizon=horizon,
+        action_names=tuple(robot.action_names),
+        action_scale=tuple(float(scale) for scale in robot.action_scale),
+        feature_names=feature_names,
+        control_dt_s=robot.control_dt_s,
+        encoder_hash=encoder_hash,
+    )
+
+
+def check_joints(steps: EpisodeSteps, robot: RobotFile) -> None:
+    """Refuse an episode of another arm.
+
+    Raises:
+        ConfigError: Its joints are not the robot's.
+    """
+    if tuple(steps.info.robot["joints"]) != robot.joints:
+        raise ConfigError(
+            f"robot '{robot.name}' must have the joints of the episodes: "
+            f"{steps.folder.name} was recorded with {steps.info.robot['joints']}. "
+            "Give the robot file it was recorded with: robot=FILE."
+        )
+
+
+def episode_proprio(steps: EpisodeSteps, kinematics: Kinematics) -> Float32:
+    """The 19 measured features in every row of an episode, (N, 19)."""
     poses = [kinematics.forward(position)[0] for position in steps.position]
     yaws = [kinematics.yaw(position) for position in steps.position]
-    proprio = proprioception_rows(
+    return proprioception_rows(
         position=steps.position,
         velocity=steps.velocity,
         tool_xyz=np.stack(poses),
@@ -100,6 +120,13 @@ def episode_features(steps: EpisodeSteps, encoder: Encoder, kinematics: Kinemati
         gripper=steps.gripper,
         effort=steps.gripper_effort,
     )
+
+
+def episode_features(
+    steps: EpisodeSteps, encoder: CameraExtractor, kinematics: Kinematics
+) -> Float32:
+    """What the encoder sees in every row of an episode, (N, F)."""
+    proprio = episode_proprio(steps, kinematics)
     images = {camera: steps.images(camera) for camera in encoder.cameras}
     parts = []
     for first in range(0, len(steps), ROWS_AT_ONCE):

@@ -35,6 +35,16 @@ PROGRAMS: dict[str, Program] = {
     "bc": Program(
         "settings_bc:PolicySettings", "train_bc:train_policy", "the flow policy, cloned from play"
     ),
+    "image-bc": Program(
+        "settings_image_bc:ImageBcSettings",
+        "train_image_bc:train_image_bc",
+        "encoder and flow policy together, cloned from logged pictures",
+    ),
+    "rl-token": Program(
+        "settings_rl_token:RLTokenSettings",
+        "train_rl_token:train_rl_token",
+        "prefixes of a frozen VLA to one vector",
+    ),
     "critic": Program(
         "settings_critic:CriticSettings", "train_critic:train_critic", "values of chunks"
     ),
