@@ -146,7 +146,7 @@ class _Runner:
         from qsteer_ros.motion.decoder import make_decoder
         from qsteer_ros.motion.kinematics import Kinematics
         from qsteer_ros.motion.robot import RobotFile
-        from qsteer_ros.policies.encoder import Encoder
+        from qsteer_ros.policies.extractors import load_camera_extractor
         from qsteer_ros.policies.flow_policy import FlowPolicy
         from qsteer_ros.policies.running import check_overlap
         from qsteer_ros.sim.world import World
@@ -156,7 +156,9 @@ class _Runner:
         kinematics = Kinematics(robot)
         self._settings = settings
         self._encoder = (
-            None if settings.true_pose else Encoder.load(resources.find(settings.encoder), robot)
+            None
+            if settings.true_pose
+            else load_camera_extractor(resources.find(settings.encoder), robot)
         )
         self._policy = FlowPolicy.load(resources.find(settings.policy))
         self._policy.interface.check_robot(robot, mine="the policy")

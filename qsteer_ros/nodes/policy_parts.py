@@ -14,7 +14,7 @@ from qsteer_ros.motion.kinematics import Kinematics
 from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.nodes.policy_parameters import PolicyParameters
 from qsteer_ros.policies.calibrated import calibrated
-from qsteer_ros.policies.encoder import Encoder
+from qsteer_ros.policies.extractors import load_camera_extractor
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.gated import check_gated
 from qsteer_ros.policies.running import check_overlap
@@ -65,7 +65,7 @@ def load(parameters: PolicyParameters) -> Parts:
     device = _device(parameters.device)
     robot = RobotFile.load(parameters.robot)
     decoder = make_decoder(robot, Kinematics(robot))
-    encoder = Encoder.load(resources.find(parameters.encoder), robot, device=device)
+    encoder = load_camera_extractor(resources.find(parameters.encoder), robot, device=device)
     policy = FlowPolicy.load(resources.find(parameters.policy), device=device)
     policy.interface.check_robot(robot, mine=f"policy '{parameters.policy}'")
     critic = _critic(parameters)
