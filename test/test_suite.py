@@ -137,6 +137,8 @@ def test_an_initial_state_is_decided_by_its_seed(scene: Any) -> None:
     again = scene.reset(seed=5)[0]
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, scene.reset(seed=6)[0])
+    drawn = [(scene.reset(seed=5), scene.action_space.sample())[1] for _ in range(2)]
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_play_is_decided_by_its_seed_and_records_the_state_before_each_action() -> None:

@@ -153,6 +153,9 @@ def test_a_gradient_step_never_lowers_the_value_it_climbs() -> None:
     climbed = steered_actor(policy, critic, SteeringSettings("gradient_step", weight=0.05))
     gain = q(climbed(FEATURES, SEEDS)).amin(dim=0) - q(plain).amin(dim=0)
     assert bool((gain > 0.0).all())
+    leapt = steered_actor(policy, critic, SteeringSettings("gradient_step", weight=3.0))
+    gain = q(leapt(FEATURES, SEEDS)).amin(dim=0) - q(plain).amin(dim=0)
+    assert bool((gain >= 0.0).all())
 
 
 @torch.no_grad()

@@ -108,13 +108,12 @@ def play_episodes(
                 f"{chunks.shape[1]}. Lower execute."
             )
         actions = chunks.numpy().astype(np.float64)
-        count = min(execute, max_steps - taken)
         for i, chunk in zip(running, actions, strict=True):
-            for number, action in enumerate(chunk[:count], start=taken + 1):
+            for number, action in enumerate(chunk[:execute], start=taken + 1):
                 seen[i], _, solved = worlds.step(i, action)
                 if solved or number == max_steps:
                     ended[i] = Outcome(solved, number)
                     on_episode()
                     break
-        taken, decision = taken + count, decision + 1
+        taken, decision = taken + execute, decision + 1
     return [ended[i] for i in range(len(seeds))]

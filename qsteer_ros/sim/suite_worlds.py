@@ -72,9 +72,6 @@ class _Damping:
 
 def _separate(env: Any) -> Any:
     """A copy that shares the compiled model and nothing that steps change."""
-    twin = copy.copy(env)
-    for name, value in vars(env).items():
-        if isinstance(value, np.ndarray):
-            setattr(twin, name, value.copy())
+    twin = copy.copy(env)  # what steps change beside the data is made anew by each reset
     twin._data = copy.copy(env.data)
     return twin
