@@ -15,9 +15,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
     {"types", "errors", "resources", "interface"},
-    {"flow", "ensemble", "checkpoints", "motion", "replay", "step_costs"},
-    {"weights", "posterior", "diffusion", "deadline"},
-    {"trained"},
+    {"compiling", "flow", "ensemble", "checkpoints", "motion", "replay", "step_costs"},
+    {"dense_kernels", "weights", "posterior", "diffusion", "deadline"},
+    {"dense", "trained"},
     {"steering", "critics", "sim"},
     {"policies"},
     {"learning"},
@@ -108,11 +108,14 @@ def test_only_sim_imports_the_simulator(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_only_the_compiled_loop_imports_its_compiler(path: Path) -> None:
-    assert "numba" not in top_level(path) or path.parent == PACKAGE / "policies" / "fast"
+    compiled = {"compiling.py", "dense_kernels.py"}
+    fast = path.parent == PACKAGE / "policies" / "fast" or path.name in compiled
+    assert "numba" not in top_level(path) or fast
 
 
-def test_the_compiler_is_loaded_when_a_compiled_engine_is_made_and_not_before() -> None:
-    assert "numba" not in import_all(["qsteer_ros.policies.steered"])
+def test_the_compiler_is_loaded_when_it_is_asked_and_not_before() -> None:
+    loaded = import_all(["qsteer_ros.policies.steered", "qsteer_ros.learning.train_critic"])
+    assert "numba" not in loaded
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qsteer_ros.critics.layers import LAYER_NORM_EPSILON, glorot_uniform
+from qsteer_ros.critics.layers import glorot_uniform
 from qsteer_ros.critics.networks import QNetwork
+from qsteer_ros.dense import LAYER_NORM_EPSILON
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.weights import rows_for
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qsteer_ros import dense
+from qsteer_ros.dense import LAYER_NORM_EPSILON
 from qsteer_ros.errors import ConfigError
-
-LAYER_NORM_EPSILON = 1e-6
-"""flax's default."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(functional.gelu, approximate="tanh"),
@@ -96,6 +95,12 @@ class BatchedMLP(nn.Module):
             signal = functional.layer_norm(signal, width, eps=LAYER_NORM_EPSILON)
             signal = torch.addcmul(self.shifts[index], signal, self.scales[index])
         return self._activate(signal)
+
+    def whole(self, inputs: Tensor) -> Tensor | None:
+        """All layers at once, (B, in) -> (E, B, outputs), where `dense` offers it; else None."""
+        if self.activation != "gelu" or not self.layer_norm or not dense.applies(inputs):
+            return None
+        return dense.perceptron(inputs, self.kernels, self.biases, self.scales, self.shifts)
 
     def head(self, signal: Tensor) -> Tensor:
         """The linear head of all members, (E, B, in) -> (E, B, outputs)."""

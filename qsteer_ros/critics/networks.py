@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qsteer_ros.critics.layers import LAYER_NORM_EPSILON, BatchedMLP
+from qsteer_ros.critics.layers import BatchedMLP
+from qsteer_ros.dense import LAYER_NORM_EPSILON
 from qsteer_ros.weights import rows_for
 
 __all__ = ["LAYER_NORM_EPSILON", "EnsembleMLP", "QNetwork", "ValueMLP", "critic_input"]
@@ -126,6 +127,9 @@ class EnsembleMLP(QNetwork):
         return self._all(critic_input(features, chunk))
 
     def _all(self, inputs: Tensor) -> Tensor:
+        values = self.whole(inputs)
+        if values is not None:
+            return values
         signal = inputs.expand(self.members, -1, -1)  # (E, B, in_dim)
         for index in range(len(self.hidden)):
             signal = self.layer(index, signal)

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qsteer_ros import dense
+from qsteer_ros.dense import LAYER_NORM_EPSILON
 from qsteer_ros.errors import ConfigError
-
-LAYER_NORM_EPSILON = 1e-6
-"""flax's default."""
 
 EMBEDDING_DIM = 16
 TIME_EMBEDDINGS = ("log16", "sinusoidal16")
@@ -136,6 +135,15 @@ class FlowMLP(nn.Module):
         """
         embedding = self.embed(flow_time).to(noisy_chunk.dtype)
         signal = torch.cat([features, noisy_chunk, embedding], dim=1)
+        if dense.applies(signal):
+            layers = [*self.layers, self.head]
+            return dense.perceptron(
+                signal,
+                [layer.get_parameter("weight") for layer in layers],
+                [layer.get_parameter("bias") for layer in layers],
+                [norm.get_parameter("weight") for norm in self.norms],
+                [norm.get_parameter("bias") for norm in self.norms],
+            )
         for index, layer in enumerate(self.layers):
             signal = layer(signal)
             if index < len(self.norms):

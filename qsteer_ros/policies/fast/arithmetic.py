@@ -6,11 +6,10 @@ vectorises it. Nothing here is finite when its input is not.
 
 import numpy as np
 
+from qsteer_ros.compiling import f32, tanh
 from qsteer_ros.ensemble import VARIANCE_FLOOR
 from qsteer_ros.policies.fast.building import inner
 from qsteer_ros.steering.ratio import NORM_FLOOR
-
-f32 = np.float32
 
 # Choices of a call, int64.
 STEPS, FIRST, MINIMUM, PULL, CUT, MATCH, ADD, LIMIT, PROJECT, KEEP, CHOICES = range(11)
@@ -19,7 +18,6 @@ WEIGHT, RHO, RATIO, MAX_RATIO, LOW, HIGH, NUMBERS = range(7)
 
 EPSILON = f32(1e-6)
 FLOOR = f32(NORM_FLOOR)
-SATURATED = f32(7.90531110763549805)
 
 
 @inner
@@ -81,29 +79,6 @@ def dot_rows(weights, place, x, y):
             s0 += w0[c] * x[c]
         y[r] = s0
         r += 1
-
-
-@inner
-def tanh(v):
-    """Rational approximation of degree 13/6, within some float32 roundings; 1 beyond 7.9.
-
-    Source: Eigen, ``ptanh_float``; the one XLA uses.
-    """
-    s = v * v
-    p = f32(-2.76076847742355e-16)
-    p = p * s + f32(2.00018790482477e-13)
-    p = p * s + f32(-8.60467152213735e-11)
-    p = p * s + f32(5.12229709037114e-08)
-    p = p * s + f32(1.48572235717979e-05)
-    p = p * s + f32(6.37261928875436e-04)
-    p = p * s + f32(4.89352455891786e-03)
-    q = f32(1.19825839466702e-06)
-    q = q * s + f32(1.18534705686654e-04)
-    q = q * s + f32(2.26843463243900e-03)
-    q = q * s + f32(4.89352518554385e-03)
-    t = v * p / q
-    t = f32(-1) if v < -SATURATED else t  # a NaN passes both
-    return f32(1) if v > SATURATED else t
 
 
 @inner
