@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 if find_spec("mujoco") is None or find_spec("ogbench") is None:
     pytest.skip("needs the simulator's packages", allow_module_level=True)
+
+from parts import make_noise_policy, make_posterior_map
 
 from qsteer_ros import resources
 from qsteer_ros.critics.critic import Critic
@@ -217,6 +220,27 @@ def test_every_mode_runs_with_its_default_and_with_its_calibrated_weight() -> No
     )
     with pytest.raises(ConfigError, match="'estimate' was euler, now it is noisy"):
         evaluate(bad)
+
+
+def test_arms_get_the_noise_policy_of_their_goal_and_the_posterior_map(tmp_path):
+    policy = FlowPolicy.load(resources.find("checkpoints/policy"))
+    made = make_noise_policy(policy).save(tmp_path / "noise_goal2")
+    options = {"episodes": 1, "max_steps": 5, "true_pose": True, "goals": (2,)}
+    settings = EvaluationSettings(
+        arms=("off", "dsrl", "qpilots_m:0.1"),
+        noise_policy=str(tmp_path / "noise_goal{goal}"),
+        posterior_map=str(make_posterior_map(policy).save(tmp_path / "map")),
+        **options,
+    )
+    report = evaluate(settings)
+    assert [row["arm"] for row in report["summary"]] == list(settings.arms)
+    assert report["settings"]["noise_policy"].endswith("noise_goal{goal}")
+    with pytest.raises(ConfigError, match=r"noise_goal1' must"):
+        evaluate(replace(settings, goals=(1,)))
+    with pytest.raises(ConfigError, match="must be a posterior_map checkpoint"):
+        evaluate(replace(settings, posterior_map=str(made)))
+    with pytest.raises(ConfigError, match="arm dsrl needs a noise policy: none is named"):
+        EvaluationSettings(arms=("dsrl",))
 
 
 def test_a_calibrated_weight_is_refused_with_a_sampler_that_it_was_not_found_with() -> None:

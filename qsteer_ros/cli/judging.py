@@ -37,6 +37,11 @@ def add_evaluate(verbs: Verbs) -> None:
         parser.add_argument(
             f"--{option}", type=type(default), default=default, help=f"{meaning} ({default})"
         )
+    for option, meaning in (
+        ("noise-policy", "checkpoint for arm dsrl, {goal} is replaced"),
+        ("posterior-map", "checkpoint for arm qpilots_m; without one the policy draws"),
+    ):
+        parser.add_argument(f"--{option}", default="", metavar="DIR", help=meaning)
     parser.add_argument("--true-pose", action="store_true", help="cube pose from the simulator")
     parser.add_argument("--no-latency", action="store_true", help="commands take effect at once")
     parser.add_argument("--native", action="store_true", help="no decoder and no follower")

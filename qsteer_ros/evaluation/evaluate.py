@@ -148,6 +148,7 @@ class _Runner:
         from qsteer_ros.motion.robot import RobotFile
         from qsteer_ros.policies.extractors import load_camera_extractor
         from qsteer_ros.policies.flow_policy import FlowPolicy
+        from qsteer_ros.policies.posterior_map import MetaFlowMap
         from qsteer_ros.policies.running import check_overlap
         from qsteer_ros.sim.world import World
 
@@ -163,10 +164,16 @@ class _Runner:
         self._policy = FlowPolicy.load(resources.find(settings.policy))
         self._policy.interface.check_robot(robot, mine="the policy")
         self._critics: dict[int, Any] = {}
+        self._choosers: dict[int, Any] = {}
+        self._posterior_map = (
+            MetaFlowMap.load(resources.find(settings.posterior_map))
+            if settings.posterior_map
+            else None
+        )
         for goal in settings.goals:
             self._critic(goal)
             for arm in settings.arms:
-                self._steering(arm, goal)
+                self._policy_of(arm, goal)
         if settings.rtc:
             check_overlap(execute_steps=settings.execute_steps, horizon=self._policy.horizon)
         links = Links(
@@ -182,20 +189,28 @@ class _Runner:
         self._rollout = Rollout(world, controller, kinematics, links)
 
     def episode(self, job: Job) -> EpisodeResult:
+        arm, goal, seed = job
+        return self._rollout.episode(
+            self._policy_of(arm, goal),
+            goal=goal,
+            seed=seed,
+            max_steps=self._settings.max_steps,
+            rtc=self._settings.rtc,
+        )
+
+    def _policy_of(self, arm: str, goal: int) -> Any:
         from qsteer_ros.policies.steered import SteeredPolicy
 
-        arm, goal, seed = job
         settings = self._settings
-        policy = SteeredPolicy(
+        return SteeredPolicy(
             self._encoder,
             self._policy,
             self._critic(goal),
             self._steering(arm, goal),
             sampler=settings.sampler,
             backend=settings.backend,
-        )
-        return self._rollout.episode(
-            policy, goal=goal, seed=seed, max_steps=settings.max_steps, rtc=settings.rtc
+            noise_policy=self._chooser(goal),
+            posterior_map=self._posterior_map,
         )
 
     def _steering(self, arm: str, goal: int) -> SteeringSettings:
@@ -221,6 +236,17 @@ class _Runner:
         if goal not in self._critics:
             self._critics[goal] = Critic.load(resources.find(self._critic_folder(goal)))
         return self._critics[goal]
+
+    def _chooser(self, goal: int) -> Any:
+        """The noise policy of a goal, if one is named."""
+        from qsteer_ros.policies.noise_policy import NoisePolicy
+
+        if not self._settings.noise_policy:
+            return None
+        if goal not in self._choosers:
+            folder = self._settings.noise_policy.replace("{goal}", str(goal))
+            self._choosers[goal] = NoisePolicy.load(resources.find(folder))
+        return self._choosers[goal]
 
 
 _runners: list[_Runner] = []

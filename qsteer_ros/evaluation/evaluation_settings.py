@@ -30,6 +30,10 @@ class EvaluationSettings:
         encoder: Checkpoint folder.
         policy: Checkpoint folder.
         critic: Checkpoint folder; ``{goal}`` in it becomes the goal's number.
+        noise_policy: Checkpoint folder for arm ``dsrl``, with ``{goal}`` as in ``critic``; empty
+            for none.
+        posterior_map: Checkpoint folder for arm ``qpilots_m``; empty: the policy itself draws its
+            samples.
         denoising_steps: Steps from noise to chunk.
         integrator: How one is taken, see `flow.Sampler`.
         time_power: Of the schedule of flow times.
@@ -57,6 +61,8 @@ class EvaluationSettings:
     encoder: str = "checkpoints/encoder"
     policy: str = "checkpoints/policy"
     critic: str = "checkpoints/critic_goal{goal}"
+    noise_policy: str = ""
+    posterior_map: str = ""
     denoising_steps: int = 10
     integrator: str = "euler"
     time_power: float = 1.0
@@ -85,7 +91,11 @@ class EvaluationSettings:
             raise ConfigError("an evaluation needs at least one arm and one goal: got none.")
         _ = self.sampler
         for arm in self.arms:
-            parse_arm(arm, self.steering)
+            if parse_arm(arm, self.steering).needs_noise_policy and not self.noise_policy:
+                raise ConfigError(
+                    f"arm {arm} needs a noise policy: none is named. Give --noise-policy what "
+                    "'qsteer train dsrl' wrote."
+                )
 
     @property
     def sampler(self) -> Sampler:

@@ -124,8 +124,10 @@ def _measured(parts: Parts, parameters: PolicyParameters) -> Pace:
 def _costly(parts: Parts, parameters: PolicyParameters) -> tuple[object, ...]:
     """Everything on which the cost of a decision depends."""
     steered = parts.steered
-    hashed = None if steered.critic is None else steered.critic.hash
-    return steered.settings, steered.sampler, hashed, parameters.real_time_chunking
+    hashes = [
+        None if part is None else part.hash for part in (steered.critic, steered.posterior_map)
+    ]
+    return steered.settings, steered.sampler, hashes, parameters.real_time_chunking
 
 
 def _continued(steered: SteeredPolicy, parameters: PolicyParameters) -> RunningChunk | None:

@@ -12,7 +12,7 @@ from qsteer_ros.nodes.observations import AgeLimits
 from qsteer_ros.nodes.parameters import param
 from qsteer_ros.policies.engines import BACKENDS
 from qsteer_ros.steering.clean import ESTIMATES
-from qsteer_ros.steering.settings import MODES, SteeringSettings
+from qsteer_ros.steering.settings import MODES, NOISE_DRAWS, SteeringSettings
 
 #: Parameters that are read when the node is configured; they cannot change before a cleanup.
 AT_CONFIGURE = frozenset({"robot", "encoder", "policy", "device", "num_threads"})
@@ -36,9 +36,18 @@ class PolicyParameters:
         False,
         "Steer by a critic that has not passed qsteer gate for this policy, encoder and robot.",
     )
+    noise_policy: str = param(
+        "", "Folder of the noise policy that chooses where dsrl starts; empty for none."
+    )
+    posterior_map: str = param(
+        "",
+        "Folder of the posterior map from which qpilots_m draws; empty: the policy itself draws.",
+    )
     device: str = param("cpu", "Where the networks run.", choices=("cpu", "cuda"))
     num_threads: int = param(1, "Threads of torch on the CPU.", bounds=(1, 64))
-    steering: str = param("off", "How the critic steers the policy.", choices=MODES)
+    steering: str = param(
+        "off", "How the critic, or for dsrl the noise policy, steers the policy.", choices=MODES
+    )
     guidance: str = param(
         "weight",
         "What decides how strong modes that bend the field are: 'guidance_weight'; "
@@ -106,6 +115,11 @@ class PolicyParameters:
     num_samples: int = param(16, "Candidates per chunk of best_of_n.", bounds=(1, 1024))
     ascent_steps: int = param(
         SteeringSettings.ascent_steps, "Steps of gradient_step.", bounds=(1, 100)
+    )
+    noise_draw: str = param(
+        SteeringSettings.noise_draw,
+        "Whether dsrl draws its noise by the seed or starts at the median.",
+        choices=NOISE_DRAWS,
     )
     compare_rate: float = param(
         1.0,
@@ -192,6 +206,7 @@ class PolicyParameters:
             inverse_temperature=self.inverse_temperature,
             num_samples=self.num_samples,
             ascent_steps=self.ascent_steps,
+            noise_draw=self.noise_draw,
             twin_rate=self.compare_rate,
         )
 

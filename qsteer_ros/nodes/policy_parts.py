@@ -17,6 +17,8 @@ from qsteer_ros.policies.calibrated import calibrated
 from qsteer_ros.policies.extractors import load_camera_extractor
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.gated import check_gated
+from qsteer_ros.policies.noise_policy import NoisePolicy
+from qsteer_ros.policies.posterior_map import MetaFlowMap
 from qsteer_ros.policies.running import check_overlap
 from qsteer_ros.policies.steered import SteeredPolicy
 from qsteer_ros.steering.settings import SteeringSettings
@@ -44,7 +46,7 @@ class Parts:
         robot: The robot file.
         decoder: From chunks to joint points.
         sizes: Camera name -> (height, width) that the encoder needs.
-        steered: Encoder, policy and critic.
+        steered: Encoder, policy, critic and what else takes part in a decision.
         pace: What its decisions cost; None where nobody has to know.
     """
 
@@ -77,6 +79,8 @@ def load(parameters: PolicyParameters) -> Parts:
         sampler=parameters.sampler(),
         device=device,
         backend=parameters.backend,
+        noise_policy=_noise_policy(parameters),
+        posterior_map=_posterior_map(parameters),
     )
     _check_gate(parameters, steered, robot)
     _check_horizon(parameters, steered)
@@ -84,19 +88,25 @@ def load(parameters: PolicyParameters) -> Parts:
 
 
 def revise(parts: Parts, before: PolicyParameters, after: PolicyParameters) -> Parts:
-    """The parts after a change of parameters; only a changed critic is loaded.
+    """The parts after a change of parameters; only what is named anew is loaded.
 
     Raises:
         ConfigError: They do not go together, or the critic is not calibrated and has to be;
             ``parts`` still work.
-        DataError: The new critic is damaged; ``parts`` still work.
+        DataError: What is new is damaged; ``parts`` still work.
     """
     steered = parts.steered
-    needs_loading = after.critic != before.critic
-    critic = _critic(after) if needs_loading else steered.critic
+    critic = _critic(after) if after.critic != before.critic else steered.critic
+    chooser, posterior = steered.noise_policy, steered.posterior_map
+    if after.noise_policy != before.noise_policy:
+        chooser = _noise_policy(after)
+    if after.posterior_map != before.posterior_map:
+        posterior = _posterior_map(after)
     steered = replace(
         steered,
         critic=critic,
+        noise_policy=chooser,
+        posterior_map=posterior,
         settings=_settings(after, critic, steered.policy),
         sampler=after.sampler(),
         backend=after.backend,
@@ -119,6 +129,20 @@ def _critic(parameters: PolicyParameters) -> Critic | None:
     if not parameters.critic:
         return None
     return Critic.load(resources.find(parameters.critic), device=_device(parameters.device))
+
+
+def _noise_policy(parameters: PolicyParameters) -> NoisePolicy | None:
+    if not parameters.noise_policy:
+        return None
+    folder = resources.find(parameters.noise_policy)
+    return NoisePolicy.load(folder, device=_device(parameters.device))
+
+
+def _posterior_map(parameters: PolicyParameters) -> MetaFlowMap | None:
+    if not parameters.posterior_map:
+        return None
+    folder = resources.find(parameters.posterior_map)
+    return MetaFlowMap.load(folder, device=_device(parameters.device))
 
 
 def _settings(

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy")
 
 os.environ.setdefault("ROS_DOMAIN_ID", str(free_domain()))
 os.environ.update(additions(os.environ))
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:2]]
 
 
 @pytest.fixture
