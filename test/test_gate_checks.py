@@ -280,6 +280,9 @@ def test_flatness_is_a_ratio_of_medians_over_episodes() -> None:
     check = check_flatness(norm, episode, episode < 2, SETTINGS)
     assert check.figures["ratio"] == pytest.approx(0.2 / 3.0)
     assert check.verdict == FAIL
+    more = np.concatenate([norm, [90.0]]), np.concatenate([episode, [4]])
+    check = check_flatness(*more, np.isin(more[1], [0, 1, 4]), SETTINGS)
+    assert check.figures["ratio"] == pytest.approx(0.2 / 4.0)  # not of means
     assert check_flatness(norm * 0.0, episode, episode < 2, SETTINGS).verdict == UNKNOWN
 
 

@@ -23,7 +23,12 @@ from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.evaluation import gate_run
 from qsteer_ros.evaluation.gate import Examined, examine
 from qsteer_ros.evaluation.gate_held_out import HeldOut, from_store, from_transitions
-from qsteer_ros.evaluation.gate_measure import in_double, permutation_effects, spread_rows
+from qsteer_ros.evaluation.gate_measure import (
+    _other_episodes,
+    in_double,
+    permutation_effects,
+    spread_rows,
+)
 from qsteer_ros.evaluation.gate_page import QUESTIONS, gate_page
 from qsteer_ros.learning import logged
 from qsteer_ros.learning.transitions import Transitions
@@ -175,6 +180,13 @@ def test_rows_are_spread_evenly_over_episodes_and_through_them() -> None:
     episode = np.repeat([3, 5], [9, 100])
     assert spread_rows(episode, 6).tolist() == [0, 4, 8, 9, 58, 108]
     assert len(spread_rows(np.arange(50), 7)) == 7
+
+
+def test_other_chunks_are_those_of_other_episodes() -> None:
+    episode, rows = np.repeat([0, 1, 2], [5, 1, 4]), np.array([0, 5, 9])
+    found = _other_episodes(episode, rows, 50, np.random.default_rng(0))
+    assert (episode[found] != np.repeat(episode[rows], 50)).all()
+    assert set(found[:50]) == {5, 6, 7, 8, 9}
 
 
 def test_double_precision_asks_a_copy() -> None:
