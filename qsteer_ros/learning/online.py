@@ -150,10 +150,10 @@ class OnlineRun:
                     break
                 arrival = self._source.next(self._known())
                 if arrival is None:
-                    bar.set_description("critic, waiting for episodes")
+                    bar.set_description_str("critic, waiting for episodes")
                     _wait(settings.poll_s, interrupted)
                 else:
-                    bar.set_description(f"critic, {len(self.taken.episodes) + 1} new episodes")
+                    bar.set_description_str(f"critic, {len(self.taken.episodes) + 1} new episodes")
                     self._take(arrival)
         self._save()
         self.publish()
