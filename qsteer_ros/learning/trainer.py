@@ -157,10 +157,10 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float) -> float:
-    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then cosine to ``floor``."""
+    """Factor on the rate: linear to 1 in ``warmup`` steps, cosine to ``floor``, then flat."""
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
