@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.learning.generation import claim, do_jobs, written_whole
-from qsteer_ros.learning.play import GRIPPER_CLOSED_RAD, Play, load_play, yaw_of
+from qsteer_ros.learning.npz import Arrays, check_rows, read_npz
+from qsteer_ros.learning.play import GRIPPER_CLOSED_RAD, REMEDY, Play, load_play, yaw_of
 from qsteer_ros.learning.settings_data import DataSettings
 from qsteer_ros.policies.features import Float32
 from qsteer_ros.replay.images import decode_jpeg, encode_jpeg
@@ -35,6 +36,18 @@ EPISODE_STEPS = 1001
 FRAMES_PER_SHARD = 100
 TEST_EPISODES = 12
 CUBE_HALF_M = 0.02
+CAMERAS = ("front", "wrist")
+FRAME_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "proprio": (19,),
+    "cube_xyz": (3,),
+    "cube_yaw": (),
+    "random_cube": (),
+    "moved_camera": (),
+    "front_sizes": (),
+    "wrist_sizes": (),
+}
+"""Of a row of every array that a shard holds, beside the pictures."""
+
 TABLE_M = ((0.28, 0.57), (-0.32, 0.32))
 """Where a cube is put at random: a little more than where the expert puts it."""
 
@@ -93,7 +106,7 @@ def load_frames(folder: Path, split: str, *, limit: int | None = None) -> Frames
 
     Raises:
         ConfigError: There are none.
-        DataError: A shard is damaged.
+        DataError: A shard is damaged, lacks an array, or holds a number that is not finite.
     """
     paths = sorted((folder / "frames").glob(f"{split}_*.npz"))[:limit]
     if not paths:
@@ -103,23 +116,30 @@ def load_frames(folder: Path, split: str, *, limit: int | None = None) -> Frames
     images: dict[str, list[Image]] = {}
     rest: dict[str, list[NDArray[Any]]] = {}
     for path in tqdm(paths, desc=f"{split} frames", unit="shard", leave=False):
-        try:
-            with np.load(path, allow_pickle=False) as shard:
-                arrays = {name: shard[name] for name in shard.files}
-        except Exception as error:
-            raise DataError(
-                f"'{path}' is damaged: {error}. Delete it and run qsteer data again."
-            ) from error
-        for name, array in arrays.items():
-            if name.endswith("_jpeg"):
-                camera = name.removesuffix("_jpeg")
-                ends = np.cumsum(arrays[f"{camera}_sizes"])
-                pieces = np.split(array, ends[:-1])
-                images.setdefault(camera, []).extend(decode_jpeg(p.tobytes()) for p in pieces)
-            elif not name.endswith("_sizes"):
-                rest.setdefault(name, []).append(array)
+        arrays = read_npz(path, remedy=REMEDY)
+        check_rows(path, arrays, FRAME_SHAPES, remedy=REMEDY)
+        for camera in CAMERAS:
+            images.setdefault(camera, []).extend(_pictures(path, arrays, camera))
+        for name in FRAME_SHAPES:
+            if not name.endswith("_sizes"):
+                rest.setdefault(name, []).append(arrays[name])
     whole = {name: np.concatenate(arrays) for name, arrays in rest.items()}
     return Frames(images={name: np.stack(frames) for name, frames in images.items()}, **whole)
+
+
+def _pictures(path: Path, arrays: Arrays, camera: str) -> list[Image]:
+    """One camera's frames of a shard."""
+    joined, sizes = arrays.get(f"{camera}_jpeg"), arrays[f"{camera}_sizes"]
+    if joined is None or joined.dtype != np.uint8 or joined.shape != (int(sizes.sum()),):
+        found = "none" if joined is None else f"{joined.shape} {joined.dtype}"
+        raise DataError(
+            f"'{path}' must hold {int(sizes.sum())} bytes of pictures as '{camera}_jpeg': found "
+            f"{found}. {REMEDY}"
+        )
+    try:
+        return [decode_jpeg(p.tobytes()) for p in np.split(joined, np.cumsum(sizes)[:-1])]
+    except DataError as error:
+        raise DataError(f"'{path}' is damaged: {error} {REMEDY}") from error
 
 
 def _episode_path(out: Path, split: str, index: int) -> Path:
@@ -176,7 +196,7 @@ def _make_shard(out: Path, settings: DataSettings, job: tuple[str, int]) -> None
     split, _ = job
     play, scene = _play(out, split), _scene("data_collection")
     rng = np.random.default_rng(_seed(settings, *job))
-    rows: dict[str, list[Any]] = {"front": [], "wrist": []}
+    rows: dict[str, list[Any]] = {camera: [] for camera in CAMERAS}
     picked, poses, moved_cube, moved_camera = [], [], [], []
     for _ in range(FRAMES_PER_SHARD):
         put = bool(rng.random() < settings.random_cube)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -19,6 +22,8 @@ from qsteer_ros.replay.steps import EpisodeSteps
 from qsteer_ros.replay.transitions import load_transitions
 
 ROWS_AT_ONCE = 64
+SHOWN = 5
+"""Episodes left out that are named on the terminal; the checkpoint names all."""
 
 
 def logged_transitions(settings: ChunkSource, *, goal: int | None, discount: float) -> Transitions:
@@ -35,7 +40,9 @@ def logged_transitions(settings: ChunkSource, *, goal: int | None, discount: flo
 
     Raises:
         ConfigError: The folder, the encoder or the robot file is missing, or they do not fit.
-        DataError: No episode of this goal can be used; the message says why.
+        DataError: No episode of this goal can be used, the message says why; or episodes are of
+            policies with different chunks. Some that cannot be used among others are left out,
+            said and recorded.
     """
     robot_file = RobotFile.load(settings.robot)
     kinematics = Kinematics(robot_file)
@@ -77,7 +84,28 @@ def logged_transitions(settings: ChunkSource, *, goal: int | None, discount: flo
         interface=interface,
         data_hash=logged.hash,
         episodes=tuple(str(info.bag["sha256"]) for info in logged.episodes),
+        left_out=left_out(
+            settings.episodes, [(f.name, why) for f, why in logged.skipped], len(logged.episodes)
+        ),
     )
+
+
+def left_out(store: str, skipped: Sequence[tuple[str, str]], used: int) -> tuple[str, ...]:
+    """Say which episodes are not learned from; one line per episode for the checkpoint.
+
+    Args:
+        store: Where they are.
+        skipped: Name and reason of each.
+        used: How many are learned from.
+    """
+    lines = tuple(f"{name}: {reason}" for name, reason in skipped)
+    if lines:
+        more = "" if len(lines) <= SHOWN else f"; and {len(lines) - SHOWN} more"
+        logging.getLogger(__name__).warning(
+            "%d of %d episodes in '%s' are left out: %s%s. The checkpoint lists them as left_out.",
+            len(lines), len(lines) + used, store, "; ".join(lines[:SHOWN]), more,
+        )  # fmt: skip
+    return lines
 
 
 def interface_of(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.learning.logged import check_joints, episode_proprio
+from qsteer_ros.learning.logged import check_joints, episode_proprio, left_out
 from qsteer_ros.learning.play import windows
 from qsteer_ros.learning.settings_image_bc import ImageBcSettings
 from qsteer_ros.motion.kinematics import Kinematics
@@ -22,7 +22,7 @@ from qsteer_ros.motion.robot import RobotFile
 from qsteer_ros.policies.conv_network import shrink
 from qsteer_ros.policies.features import Float32
 from qsteer_ros.replay.steps import EpisodeSteps
-from qsteer_ros.replay.transitions import logged_steps
+from qsteer_ros.replay.transitions import check_alike, logged_steps
 
 ROWS_AT_ONCE = 256
 
@@ -38,6 +38,7 @@ class PictureChunks:
         chunk: Executed actions, (M, H, A), normalised.
         data_hash: Names the episodes.
         episodes: How many were used.
+        left_out: Name of each episode that was not, and why.
     """
 
     pictures: Mapping[str, Tensor]
@@ -46,6 +47,7 @@ class PictureChunks:
     chunk: Float32
     data_hash: str
     episodes: int
+    left_out: tuple[str, ...] = ()
 
 
 def load_picture_chunks(settings: ImageBcSettings, robot: RobotFile) -> PictureChunks:
@@ -65,20 +67,23 @@ def load_picture_chunks(settings: ImageBcSettings, robot: RobotFile) -> PictureC
     pictures: dict[str, list[Tensor]] = {name: [] for name in shapes}
     proprio: list[Float32] = []
     chunk: list[Float32] = []
-    skipped: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    first: EpisodeSteps | None = None
     digest = hashlib.sha256()
     with tqdm(desc="episodes", unit="chunk") as bar:
         for steps in logged_steps(Path(settings.episodes), goal=settings.goal or None):
             if isinstance(steps, tuple):
-                skipped.append(f"{steps[0].name}: {steps[1]}")
+                skipped.append((steps[0].name, steps[1]))
                 continue
             check_joints(steps, robot)
             starts = chunk_starts(steps, settings.horizon)
             reached = bool(steps.success.any())
             if len(starts) == 0 or (settings.successes_only and not reached):
                 why = "it did not reach its goal" if len(starts) else "no chunk was executed whole"
-                skipped.append(f"{steps.folder.name}: {why}")
+                skipped.append((steps.folder.name, why))
                 continue
+            first = first or steps
+            check_alike(steps, first)
             for name, shape in shapes.items():
                 pictures[name].append(_shrunk(steps, name, shape, starts, settings.size))
             proprio.append(episode_proprio(steps, kinematics)[starts])
@@ -86,9 +91,10 @@ def load_picture_chunks(settings: ImageBcSettings, robot: RobotFile) -> PictureC
             digest.update(str(steps.info.bag["sha256"]).encode())
             bar.update(len(starts))
     if not chunk:
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:3])
         raise DataError(
             f"'{settings.episodes}' must hold episodes to clone: none can be used"
-            f"{' (' + '; '.join(skipped[:3]) + ')' if skipped else ''}. Record some with a policy."
+            f"{f' ({reasons})' if reasons else ''}. Record some with a policy."
         )
     return PictureChunks(
         pictures={name: torch.cat(parts) for name, parts in pictures.items()},
@@ -97,6 +103,7 @@ def load_picture_chunks(settings: ImageBcSettings, robot: RobotFile) -> PictureC
         chunk=np.concatenate(chunk),
         data_hash=digest.hexdigest(),
         episodes=len(chunk),
+        left_out=left_out(settings.episodes, skipped, len(chunk)),
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qsteer_ros.errors import ConfigError, DataError
+from qsteer_ros.errors import ConfigError
 from qsteer_ros.interface import Interface
+from qsteer_ros.learning.npz import check_rows, read_npz
 from qsteer_ros.policies.features import (
     FEATURE_NAMES,
     Float32,
@@ -26,6 +27,18 @@ ARM = slice(0, 6)
 GRIPPER = 6
 CUBE_XYZ = slice(14, 17)
 CUBE_QUAT_WXYZ = slice(17, 21)
+SHAPES: dict[str, tuple[int | None, ...]] = {
+    "action": (5,),
+    "qpos": (21,),
+    "qvel": (20,),
+    "ctrl": (7,),
+    "effort": (),
+    "tool_xyz": (3,),
+    "tool_yaw": (),
+}
+"""Of a row of every array that an episode's file holds."""
+
+REMEDY = "Delete it and run qsteer data again."
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def load_play(folder: Path, *, limit: int | None = None) -> Play:
 
     Raises:
         ConfigError: There is no episode in it.
-        DataError: An episode is damaged.
+        DataError: An episode is damaged, lacks an array, or holds a number that is not finite.
     """
     paths = sorted(folder.glob("episode_*.npz"))[:limit]
     if not paths:
@@ -105,14 +118,8 @@ def load_play(folder: Path, *, limit: int | None = None) -> Play:
     digest = hashlib.sha256()
     lengths = []
     for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as episode:
-                arrays = {name: episode[name] for name in episode.files}
-        except Exception as error:
-            raise DataError(
-                f"'{path}' is damaged: {error}. Delete it and run qsteer data again."
-            ) from error
-        lengths.append(len(arrays["action"]))
+        arrays = read_npz(path, remedy=REMEDY)
+        lengths.append(check_rows(path, arrays, SHAPES, remedy=REMEDY))
         for name, array in arrays.items():
             parts.setdefault(name, []).append(array)
             digest.update(np.ascontiguousarray(array).tobytes())

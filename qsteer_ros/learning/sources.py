@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qsteer_ros.errors import ConfigError, DataError
@@ -23,11 +25,12 @@ def load_chunks(settings: ChunkSource) -> Transitions:
 
         return logged_transitions(settings, goal=None, discount=1.0)
     folder = Path(settings.data)
-    if suite_of(folder):
-        from qsteer_ros.learning.suite import suite_chunks
+    with _naming(folder):
+        if suite_of(folder):
+            from qsteer_ros.learning.suite import suite_chunks
 
-        return suite_chunks(folder, horizon=settings.horizon)
-    return chunks_of_play(load_play(folder / "play"), settings.horizon)
+            return suite_chunks(folder, horizon=settings.horizon)
+        return chunks_of_play(load_play(folder / "play"), settings.horizon)
 
 
 def load_transitions(settings: RewardSource) -> Transitions:
@@ -42,17 +45,29 @@ def load_transitions(settings: RewardSource) -> Transitions:
 
         return logged_transitions(settings, goal=settings.goal, discount=settings.discount)
     folder = Path(settings.data)
-    if suite_of(folder):
-        from qsteer_ros.learning.suite import suite_transitions
+    with _naming(folder):
+        if suite_of(folder):
+            from qsteer_ros.learning.suite import suite_transitions
 
-        return suite_transitions(
-            folder,
-            task=settings.task,
-            horizon=settings.horizon,
-            discount=settings.discount,
-            sparse=settings.sparse,
-        )
-    return play_transitions(folder, settings)
+            return suite_transitions(
+                folder,
+                task=settings.task,
+                horizon=settings.horizon,
+                discount=settings.discount,
+                sparse=settings.sparse,
+            )
+        return play_transitions(folder, settings)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Errors about the data as a whole say whose they are."""
+    try:
+        yield
+    except DataError as error:
+        if str(folder) in str(error):
+            raise
+        raise DataError(f"'{folder}': {error}") from error
 
 
 def chunks_of_play(play: Play, horizon: int) -> Transitions:

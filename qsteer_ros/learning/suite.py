@@ -28,12 +28,21 @@ from numpy.typing import NDArray
 
 from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.interface import Interface
+from qsteer_ros.learning.npz import check_rows, read_npz
 from qsteer_ros.learning.play import window_starts, windows
 from qsteer_ros.learning.transitions import Transitions, from_steps
 from qsteer_ros.policies.features import Float32
 from qsteer_ros.sim import suite
 
 MADE_BY = "Generate it with: qsteer bench data"
+REMEDY = "Delete it and generate it again."
+SHAPES: dict[str, tuple[int | None, ...]] = {
+    "observation": (None,),
+    "action": (len(suite.ACTION_NAMES),),
+    "qpos": (None,),
+    "buttons": (None,),
+}
+"""Of a row of every array that is read; widths are the environment's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,36 +112,28 @@ def load_suite(folder: Path, *, split: str = "play", limit: int | None = None) -
 
     Raises:
         ConfigError: There is no data set, or no episode in it.
-        DataError: A file is damaged, or episodes are of different environments.
+        DataError: A file is damaged, lacks an array or holds a number that is not finite, or
+            episodes are of different environments.
     """
     name = _suite_of(folder)
     paths = sorted((folder / split).glob("episode_*.npz"))[:limit]
     if not paths:
         raise ConfigError(f"'{folder / split}' must hold episodes: none found. {MADE_BY}.")
-    parts: dict[str, list[NDArray[np.generic]]] = {
-        key: [] for key in ("observation", "action", "qpos", "buttons")
-    }
+    parts: dict[str, list[NDArray[np.generic]]] = {key: [] for key in SHAPES}
     digest = hashlib.sha256(name.encode())
     lengths = []
     for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as episode:
-                arrays = {key: episode[key] for key in parts}
-        except Exception as error:
-            raise DataError(
-                f"'{path}' is damaged: {error}. Delete it and generate it again."
-            ) from error
-        for key, array in arrays.items():
-            if len(array) != len(arrays["action"]) or (
-                parts[key] and array.shape[1:] != parts[key][0].shape[1:]
-            ):
+        arrays = read_npz(path, remedy=REMEDY)
+        lengths.append(check_rows(path, arrays, SHAPES, remedy=REMEDY))
+        for key in parts:
+            array = arrays[key]
+            if parts[key] and array.shape[1:] != parts[key][0].shape[1:]:
                 raise DataError(
-                    f"'{path}' must have {key} like the episodes before it, one row per action: "
-                    f"got {array.shape}. Delete it and generate it again."
+                    f"'{path}' must have {key} like the episodes before it: got {array.shape}, "
+                    f"they have {parts[key][0].shape}. {REMEDY}"
                 )
             parts[key].append(array)
             digest.update(np.ascontiguousarray(array).tobytes())
-        lengths.append(len(arrays["action"]))
     whole: dict[str, NDArray[np.generic]] = {k: np.concatenate(v) for k, v in parts.items()}
     return SuitePlay(
         suite=name,

@@ -113,7 +113,7 @@ def train_policy(
     learner = PolicyLearner(data, settings)
     metrics = run(learner, settings, data_hash=data.data_hash, description="policy", resume=resume)
     training = provenance(settings, command=command, data_hash=data.data_hash, metrics=metrics)
-    training |= {"transitions": len(data), "episodes": list(data.episodes)}
+    training |= data.origin()
     policy = FlowPolicy(
         learner.policy_network, learner.mean, learner.std, data.interface, training
     )

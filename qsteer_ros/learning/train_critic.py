@@ -154,11 +154,7 @@ def train_critic(
         resume=resume,
     )
     training = provenance(settings, command=command, data_hash=data.data_hash, metrics=metrics)
-    training |= {
-        "goal": settings.goal,
-        "transitions": len(data),
-        "episodes": list(data.episodes),
-    }
+    training |= {"goal": settings.goal, **data.origin()}
     critic = Critic(learner.target, learner.mean, learner.std, data.interface, training)
     states.finish(settings.out, critic.save)
     return metrics

@@ -57,7 +57,7 @@ def train_dsrl(
     )
     metrics |= learner.comparison()
     training = provenance(settings, command=command, data_hash=data_hash, metrics=metrics)
-    training |= {"transitions": len(transitions), "episodes": list(transitions.episodes), **parts}
+    training |= {**transitions.origin(), **parts}
     made = (policy.feature_mean, policy.feature_std, policy.interface, training)
     states.finish(settings.out, NoisePolicy(learner.actor, *made).save)
     if learner.target is not None:

@@ -160,7 +160,11 @@ def train_image_bc(
         learner, settings, data_hash=data.data_hash, description="image-bc", resume=resume
     )
     training = provenance(settings, command=command, data_hash=data.data_hash, metrics=metrics)
-    training |= {"transitions": len(data.chunk), "episodes": data.episodes}
+    training |= {
+        "transitions": len(data.chunk),
+        "episodes": data.episodes,
+        "left_out": list(data.left_out),
+    }
 
     def save(folder: str | Path) -> None:
         encoder, network = learner.kept

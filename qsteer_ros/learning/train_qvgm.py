@@ -249,8 +249,7 @@ def train_qvgm(
         "numbers": _plain(variant),
         "reference_hash": policy.hash,
         "critic_hash": critic.hash,
-        "transitions": len(data),
-        "episodes": list(data.episodes),
+        **data.origin(),
     }
     states.finish(settings.out, replace(learner.policy, training=training).save)
     return metrics

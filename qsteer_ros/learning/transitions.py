@@ -49,6 +49,7 @@ class Transitions:
         success: Whether the task is solved at or after the window's first state, (M,) bool.
         episode: Which episode each window is from, (M,) int.
         episodes: Hash of each logged episode; empty for other data.
+        left_out: Name of each logged episode that could not be used, and why.
 
     Raises:
         DataError: Lengths or horizons differ, a number is not finite, or there is nothing.
@@ -70,6 +71,7 @@ class Transitions:
     success: Bools | None = None
     episode: NDArray[np.int64] | None = None
     episodes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what would train a critic on nonsense."""
@@ -100,6 +102,14 @@ class Transitions:
         """Everything that has one row per window."""
         found = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint says about them, beside their hash."""
+        return {
+            "transitions": len(self),
+            "episodes": list(self.episodes),
+            "left_out": list(self.left_out),
+        }
 
     def needed(self, *names: str) -> dict[str, NDArray[Any]]:
         """These arrays, and features and chunk.

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qsteer_ros.errors import DataError
-from qsteer_ros.replay.episode import CLOSED, Episode
+from qsteer_ros.replay.episode import CLOSED, EPISODE, REQUIRED_PROVENANCE, Episode
 from qsteer_ros.replay.reader import Decision, EpisodeReader, JointTrack, Stamps, decode_frame
 from qsteer_ros.replay.records import LoggedMessage
 from qsteer_ros.types import Array, Image
@@ -43,6 +43,7 @@ class EpisodeSteps:
         folder: The episode's folder.
         info: Its ``episode.json``.
         control_dt_ns: Time between two rows.
+        horizon: Actions in a chunk of the policy that acted; its longest one's.
         stamp_ns: (N,), exact multiples of the period after the first.
         position: Arm joints, (N, J), rad, in the robot file's order.
         velocity: (N, J), rad/s.
@@ -59,6 +60,7 @@ class EpisodeSteps:
     folder: Path
     info: Episode
     control_dt_ns: int
+    horizon: int
     stamp_ns: Stamps
     position: Array
     velocity: Array
@@ -88,8 +90,9 @@ def read_steps(folder: str | Path) -> EpisodeSteps:
     """Read one episode.
 
     Raises:
-        DataError: It is not closed, damaged, without decisions, without joint states or frames, or
-            does not say what its robot's joints are.
+        DataError: It is not closed, damaged, without decisions, without joint states or frames,
+            does not say where it comes from or what its robot's joints are, its decisions are of
+            different policies, or a reward or joint state is not finite.
     """
     reader = EpisodeReader(folder)
     info = reader.info
@@ -97,6 +100,12 @@ def read_steps(folder: str | Path) -> EpisodeSteps:
         raise DataError(
             f"episode '{info.episode_id}' must be closed: it was interrupted, or it is being "
             "recorded. Run 'qsteer verify --recover' and use the recovered copy."
+        )
+    unknown = [key for key in REQUIRED_PROVENANCE if not info.provenance.get(key)]
+    if unknown:
+        raise DataError(
+            f"'{reader.folder / EPISODE}' must say where the episode comes from: its provenance "
+            f"lacks {', '.join(unknown)}. Restore the file from a copy, or leave the episode out."
         )
     absent = [key for key in LAYOUT if key not in info.robot]
     if absent:
@@ -106,6 +115,12 @@ def read_steps(folder: str | Path) -> EpisodeSteps:
         raise DataError(
             f"episode '{info.episode_id}' must hold decisions and camera frames: it has "
             f"{len(decisions)} decisions and {len(info.cameras)} cameras. Record it with a policy."
+        )
+    widths = {decision.record.chunk.shape[1] for decision in decisions}
+    if len(widths) > 1:
+        raise DataError(
+            f"actions of episode '{info.episode_id}' must have one width: found {sorted(widths)}. "
+            "Two policies have acted in it: leave it out."
         )
     dt_ns = round(info.robot["control_dt_s"] * 1e9)
     track = reader.joints((*info.robot["joints"], info.robot["gripper_joint"]))
@@ -130,10 +145,19 @@ def read_steps(folder: str | Path) -> EpisodeSteps:
     position, velocity, effort = _at(track, stamps)
     action, acting = _actions(decisions, stamps, dt_ns)
     reward, success = _rewards(reader, stamps, dt_ns)
+    joints = np.concatenate([position, velocity, effort[:, -1:]], axis=1)
+    for name, numbers in (("rewards", reward), ("joint states", joints)):
+        odd = int((~np.isfinite(numbers)).sum())
+        if odd:
+            raise DataError(
+                f"{name} of episode '{info.episode_id}' must be finite: {odd} of {numbers.size} "
+                "are not. Correct what publishes them and record again, or leave the episode out."
+            )
     return EpisodeSteps(
         folder=Path(folder),
         info=info,
         control_dt_ns=dt_ns,
+        horizon=max(len(decision.record.chunk) for decision in decisions),
         stamp_ns=stamps,
         position=position[:, :-1],
         velocity=velocity[:, :-1],

@@ -151,7 +151,7 @@ class LoggedTransitions:
         episode: Index into ``episodes``, (M,).
         stamp_ns: Stamp of the window's first step, (M,).
         episodes: The episodes used, in the order of their folders.
-        skipped: Folder and reason of every episode that was not used.
+        skipped: Folder and reason of every episode that was not used; whoever trains says so.
         hash: SHA-256 over the hashes of the bags used.
     """
 
@@ -221,11 +221,13 @@ def load_transitions(
 
     Raises:
         ConfigError: A store does not exist.
-        DataError: No episode can be used; the message says why not.
+        DataError: No episode can be used, the message says why not; or episodes are of policies
+            with other chunks or at another rate.
     """
     parts: list[tuple[Windows, NDArray[np.floating], NDArray[np.int64]]] = []
     episodes: list[Episode] = []
     skipped: list[tuple[Path, str]] = []
+    first: EpisodeSteps | None = None
     for steps in logged_steps(stores, goal=goal):
         if isinstance(steps, tuple):
             skipped.append(steps)
@@ -234,6 +236,8 @@ def load_transitions(
         if len(windows.start) == 0:
             skipped.append((steps.folder, f"no window of {horizon} executed actions"))
             continue
+        first = first or steps
+        check_alike(steps, first)
         parts.append((windows, np.asarray(features(steps)), steps.stamp_ns))
         episodes.append(steps.info)
         on_episode(len(windows.start))
@@ -268,6 +272,21 @@ def load_transitions(
         skipped=tuple(skipped),
         hash=digest.hexdigest(),
     )
+
+
+def check_alike(steps: EpisodeSteps, first: EpisodeSteps) -> None:
+    """Refuse to learn from episodes that mean different things by a chunk.
+
+    Raises:
+        DataError: Chunks have another shape than in ``first``, or another time between actions.
+    """
+    mine, theirs = ((s.horizon, s.action.shape[1], s.control_dt_ns * 1e-9) for s in (steps, first))
+    if mine != theirs:
+        raise DataError(
+            f"'{steps.folder}' must have chunks like '{first.folder.name}', {theirs[0]} actions "
+            f"of {theirs[1]} numbers, {theirs[2]:g} s each: it has {mine[0]} of {mine[1]}, "
+            f"{mine[2]:g} s each. Keep episodes of one policy in a folder and train from that."
+        )
 
 
 def _next_chunks(windows: Windows, horizon: int) -> tuple[Float32, NDArray[np.bool_]]:
