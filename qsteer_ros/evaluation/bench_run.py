@@ -206,8 +206,10 @@ def _last_line(log: Path) -> str:
 
 
 def _interrupt(state: State) -> None:
+    """Let trainings finish their step and save; evaluations have nothing to keep."""
     for each in state.running:
-        each.process.send_signal(signal.SIGINT)
+        evaluating = bool(each.jobs[0].batch)
+        each.process.send_signal(signal.SIGTERM if evaluating else signal.SIGINT)
     deadline = time.monotonic() + PATIENCE_S
     for each in state.running:
         try:
