@@ -22,6 +22,7 @@ from qsteer_ros.learning.arrivals import Arrival, FolderWatch
 from qsteer_ros.learning.kept import keep, kept
 from qsteer_ros.learning.online import OnlineRun, Taken, train_online
 from qsteer_ros.learning.settings_online import OnlineSettings
+from qsteer_ros.learning.trainer import warmup_cosine
 from qsteer_ros.learning.transitions import Transitions, from_steps
 
 SPACE = Interface(
@@ -106,6 +107,12 @@ def test_no_control_step_beyond_the_limit_is_waited_for(tmp_path: Path) -> None:
     source = Waiting(10, 10, 10)
     run_of(settings_in(tmp_path, environment_steps=11), source).run()
     assert len(source.asked) == 2
+
+
+def test_the_learning_rate_stays_at_its_floor_after_the_fixed_phase() -> None:
+    rates = [warmup_cosine(step, steps=10, warmup=2, floor=0.3) for step in (9, 10, 11, 19, 500)]
+    assert rates[0] > 0.3
+    assert rates[1:] == pytest.approx([0.3] * 4)
 
 
 # Old and new data mixed
