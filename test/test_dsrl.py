@@ -164,7 +164,7 @@ def test_every_loss_reaches_its_own_weights_and_no_others(loss: str, moves: set[
 
 
 def test_a_step_moves_the_target_towards_the_weights_from_before_it() -> None:
-    learner = learner_of(None)
+    learner = learner_of(None, replace(SMALL, ema=0.5, warmup=0))
     before = [w.detach().clone() for w in learner.q.parameters()]
     slow = [w.clone() for w in learner.target.parameters()]
     Trainer(learner, learner._settings).step(0)
