@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,7 @@ class Launcher:
 
     def __init__(self, code: dict[str, str] | None = None) -> None:
         self.started: list[list[str]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         self.code = code or {}
 
     def __call__(self, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -149,9 +151,9 @@ class Launcher:
         ]
         code = self.code.get(words[0], "\n".join(lines))
         with log.open("wb") as output:
-            return subprocess.Popen(
-                [sys.executable, "-S", "-c", code], stdout=output, stderr=output
-            )
+            command = [sys.executable, "-S", "-c", code]
+            self.processes.append(subprocess.Popen(command, stdout=output, stderr=output))
+        return self.processes[-1]
 
 
 def job(folder: Path, name: str, *needs: str, batch: str = "", slots: int = 1) -> Job:
@@ -216,19 +218,34 @@ def test_a_step_that_was_done_with_other_settings_is_not_taken_for_this_one(
         replace(first, made={"steps": 200}).done()
 
 
-def test_ctrl_c_is_passed_on_once_and_nothing_is_left_running(tmp_path: Path) -> None:
+def test_ctrl_c_lets_trainings_save_ends_evaluations_and_leaves_nothing_running(
+    tmp_path: Path,
+) -> None:
     note = tmp_path / "interrupted"
-    wait = (
+    train = (
         "import time, pathlib\ntry:\n    time.sleep(60)\n"
         f"except KeyboardInterrupt:\n    pathlib.Path({str(note)!r}).write_text('saved')"
     )
-    jobs = [job(tmp_path, "long"), job(tmp_path, "after", "long")]
-    launch = Launcher({str(jobs[0].record): wait})
-    threading.Timer(0.8, signal.raise_signal, [signal.SIGINT]).start()
+    evaluation = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    )
+    jobs = [
+        job(tmp_path, "train"),
+        job(tmp_path, "evaluate", batch="e"),
+        job(tmp_path, "after", "train"),
+    ]
+    launch = Launcher({str(jobs[0].record): train, str(jobs[1].record): evaluation})
+
+    def interrupt() -> None:
+        while not all(path.exists() for path in ready):
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run(jobs, tmp_path, launch)
     assert note.read_text() == "saved"
-    assert len(launch.started) == 1
+    assert [process.poll() for process in launch.processes] == [0, -signal.SIGTERM]
 
 
 def record(out: Path, task: int, seed: int, method: str, solved: list[bool], **rest: Any) -> None:
