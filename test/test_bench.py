@@ -221,13 +221,15 @@ def test_a_step_that_was_done_with_other_settings_is_not_taken_for_this_one(
 def test_ctrl_c_lets_trainings_save_ends_evaluations_and_leaves_nothing_running(
     tmp_path: Path,
 ) -> None:
-    note = tmp_path / "interrupted"
+    note, ready = tmp_path / "interrupted", [tmp_path / "ready0", tmp_path / "ready1"]
     train = (
-        "import time, pathlib\ntry:\n    time.sleep(60)\n"
+        f"import time, pathlib\ntry:\n    pathlib.Path({str(ready[0])!r}).touch()\n"
+        "    time.sleep(60)\n"
         f"except KeyboardInterrupt:\n    pathlib.Path({str(note)!r}).write_text('saved')"
     )
     evaluation = (
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+        "import pathlib, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        f"pathlib.Path({str(ready[1])!r}).touch(); time.sleep(60)"
     )
     jobs = [
         job(tmp_path, "train"),
