@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,10 +139,10 @@ class FlowMLP(nn.Module):
             layers = [*self.layers, self.head]
             return dense.perceptron(
                 signal,
-                [layer.get_parameter("weight") for layer in layers],
-                [layer.get_parameter("bias") for layer in layers],
-                [norm.get_parameter("weight") for norm in self.norms],
-                [norm.get_parameter("bias") for norm in self.norms],
+                [cast(Tensor, layer.weight) for layer in layers],
+                [cast(Tensor, layer.bias) for layer in layers],
+                [cast(Tensor, norm.weight) for norm in self.norms],
+                [cast(Tensor, norm.bias) for norm in self.norms],
             )
         for index, layer in enumerate(self.layers):
             signal = layer(signal)
