@@ -117,15 +117,19 @@ def test_the_first_of_several_candidates_starts_from_the_noise_of_one() -> None:
         SteeringSettings("qgf", weight=0.3),
         SteeringSettings("qpilots_u", weight=0.3),
         SteeringSettings("noisy_gradient", weight=0.3),
+        SteeringSettings("qpilots_m", weight=0.3, tilt_mean=0.0, tilt_std=1.0),
     ],
     ids=lambda settings: settings.mode,
 )
 def test_a_batch_decides_as_each_row_would_alone(settings: SteeringSettings) -> None:
-    actor = steered_actor(make_policy(), make_critic(), settings)
-    with torch.no_grad():
-        together = actor(FEATURES, SEEDS)
-        alone = [actor(FEATURES[i : i + 1], SEEDS[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(together, torch.cat(alone), atol=2e-6, rtol=0.0)
+    policy = make_policy()
+    mapped = settings.mode == "qpilots_m"
+    for posterior in (None, make_posterior_map(policy)) if mapped else (None,):
+        actor = steered_actor(policy, make_critic(), settings, posterior=posterior)
+        with torch.no_grad():
+            together = actor(FEATURES, SEEDS)
+            alone = [actor(FEATURES[i : i + 1], SEEDS[i : i + 1]) for i in range(3)]
+        torch.testing.assert_close(together, torch.cat(alone), atol=2e-6, rtol=0.0)
     assert together.shape == (3, INTERFACE.horizon, 2)
     assert float(together.abs().max()) <= 1.0
 

@@ -1,8 +1,8 @@
 """What decides in an episode of the suite: a frozen policy, steered in one of several ways.
 
 The same modes as on the arm, for many observations at once: row b of a batch has features and
-noise of its own and does not influence the others. The noise of a decision depends on its seed
-only, so that every method starts from the same.
+noise of its own and does not influence the others. The noise of a decision, that of posterior
+samples included, depends on its seed only, so that every method starts from the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
-from qsteer_ros.evaluation.suite_rollout import Actor
+from qsteer_ros.evaluation.suite_rollout import Actor, decision_seed
 from qsteer_ros.flow import Sampler
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.noise_policy import NoisePolicy
 from qsteer_ros.policies.posterior_map import MetaFlowMap
+from qsteer_ros.posterior import PosteriorMap, glass_posterior
 from qsteer_ros.steering.gradient_step import gradient_step
 from qsteer_ros.steering.modes import steer
 from qsteer_ros.steering.settings import SteeringSettings
@@ -77,14 +78,17 @@ def steered_actor(
         q = None if critic is None else critic.condition(features)
         each = settings.num_samples if settings.mode == "best_of_n" else 1
         noise = noise_of(seeds, shape, each=each)
+        frozen = policy.condition(features)
+        drawn = None
+        if settings.mode == "qpilots_m":
+            drawn = _each_its_own(
+                glass_posterior(frozen, steps=settings.posterior_steps)
+                if posterior is None
+                else posterior.condition(features),
+                seeds,
+            )
         field = steer(
-            policy.condition(features),
-            q,
-            settings,
-            sampler=steps,
-            bounds=bounds,
-            seed=seeds[0],
-            posterior=None if posterior is None else posterior.condition(features),
+            frozen, q, settings, sampler=steps, bounds=bounds, seed=seeds[0], posterior=drawn
         )
         chunk = steps.denoise(field, noise).clamp(*bounds)
         if q is None or settings.mode not in ("best_of_n", "gradient_step"):
@@ -105,6 +109,18 @@ def steered_actor(
         return chunk.view(len(features), each, *shape)[torch.arange(len(features)), best]
 
     return act
+
+
+def _each_its_own(posterior: PosteriorMap, seeds: Sequence[int]) -> PosteriorMap:
+    """The same samples of a decision, whichever others it shares a batch with."""
+
+    def samples(noise: Tensor, noisy_chunk: Tensor, flow_time: Tensor) -> Tensor:
+        tick = round(float(flow_time[0]) * 2**20)
+        _, number, horizon, dims = noise.shape
+        own = noise_of([decision_seed(s, tick) for s in seeds], (horizon, dims), each=number)
+        return posterior(own.view_as(noise), noisy_chunk, flow_time)
+
+    return samples
 
 
 def noise_actor(
