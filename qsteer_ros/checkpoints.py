@@ -48,9 +48,11 @@ def save(
     """Write a checkpoint folder atomically, replacing one that is there.
 
     Raises:
+        ConfigError: What is there is no checkpoint; see `check_replaceable`.
         DataError: A tensor holds a value that is not finite. Nothing has been written.
     """
     target = Path(folder)
+    check_replaceable(target)
     for name, tensor in tensors.items():
         if not np.all(np.isfinite(tensor)):
             raise DataError(f"checkpoint tensor '{name}' must be finite; refusing to save it.")
@@ -66,6 +68,26 @@ def save(
     os.replace(partial, target)
     shutil.rmtree(previous, ignore_errors=True)
     return target
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Refuse to put a checkpoint where something else is, which would be deleted.
+
+    Raises:
+        ConfigError: There is a file, or a folder that holds something but no checkpoint.
+    """
+    path = Path(folder)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ConfigError(
+            f"'{path}' must be a folder, to get a checkpoint: it is a file. Choose another."
+        )
+    if any(path.iterdir()) and not all((path / name).is_file() for name in (WEIGHTS, CONFIG)):
+        raise ConfigError(
+            f"'{path}' must be new, empty, or a checkpoint, which is replaced: it holds other "
+            "files. Choose another folder."
+        )
 
 
 def load(folder: str | Path, *, kind: str) -> Checkpoint:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qsteer_ros import checkpoints
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.learning.settings import Training, read
 
@@ -21,11 +23,13 @@ class Program(NamedTuple):
         run: ``module:function``, (settings, *, resume, command) -> metrics; it writes the
             checkpoint.
         meaning: One line.
+        parts: Folders of ``out`` that get a checkpoint; an empty name is ``out`` itself.
     """
 
     settings: str
     run: str
     meaning: str
+    parts: tuple[str, ...] = ("",)
 
 
 PROGRAMS: dict[str, Program] = {
@@ -39,6 +43,7 @@ PROGRAMS: dict[str, Program] = {
         "settings_image_bc:ImageBcSettings",
         "train_image_bc:train_image_bc",
         "encoder and flow policy together, cloned from logged pictures",
+        ("encoder", "policy"),
     ),
     "rl-token": Program(
         "settings_rl_token:RLTokenSettings",
@@ -97,7 +102,8 @@ def train_program(
         Checkpoint folder and metrics as JSON.
 
     Raises:
-        ConfigError: A setting is wrong or the data are missing.
+        ConfigError: A setting is wrong, the data are missing, there is no such device, or ``out``
+            cannot get a checkpoint.
         DataError: The data are damaged.
     """
     settings = read(settings_of(program), words, config=config)
@@ -106,9 +112,65 @@ def train_program(
             f"qsteer train {program} must be told where its checkpoint goes: 'out' is empty. "
             f"Add out=checkpoints/{program}."
         )
+    check_out(settings.out, PROGRAMS[program].parts)
+    choose_device(settings.device)
     run: Any = _find(PROGRAMS[program].run)
     metrics = run(settings, resume=resume, command=command(), **parts)
     return json.dumps({"checkpoint": settings.out, **metrics})
+
+
+def check_out(out: str, parts: Sequence[str] = ("",)) -> None:
+    """Find out before the training, not after it, that its checkpoint cannot be written.
+
+    Args:
+        out: Folder of the checkpoint.
+        parts: See `Program`.
+
+    Raises:
+        ConfigError: It has no name, holds something else, or the folder that it is to be in
+            cannot be written.
+    """
+    path = Path(out)
+    if path.name in ("", ".."):
+        raise ConfigError(f"'out' must be a folder with a name: got '{out}'. Add one.")
+    for part in parts:
+        checkpoints.check_replaceable(path / part)
+    there = path.absolute().parent
+    while not there.exists():
+        there = there.parent
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            f"'out' must be in a folder that can be written: got '{out}', and '{there}' cannot. "
+            "Choose another."
+        )
+
+
+def choose_device(device: str) -> None:
+    """Make sure that there is such a device; ``cuda`` is each process's own GPU under torchrun.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    import torch
+
+    kind, _, number = device.partition(":")
+    if device not in ("cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
+        raise ConfigError(f"'device' must be cpu, cuda or cuda:N: got '{device}'.")
+    if kind == "cpu":
+        return
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if wanted >= found:
+        raise ConfigError(
+            f"'device' must be there: '{device}' asks for GPU {wanted}, PyTorch finds {found}. "
+            "Use device=cpu, or a PyTorch for CUDA on a machine with that many."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if number:
+            raise ConfigError(
+                f"'device' must be cuda under torchrun, one GPU per process: got '{device}'."
+            )
+        torch.cuda.set_device(wanted)
 
 
 def command() -> str:
