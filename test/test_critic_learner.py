@@ -75,6 +75,36 @@ def test_a_default_critic_takes_the_steps_of_the_code_it_follows_bit_for_bit() -
             assert torch.equal(learner.state_dict()[name], weight), name
 
 
+def test_a_stepwise_critic_bootstraps_with_the_first_position_of_what_follows() -> None:
+    """Position by position: V of the next one here, V of the first one after the chunk."""
+    learner = learner_of(objective="stepwise_iql", discount=0.9, expectile=0.8)
+    assert learner.value is not None
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in [*learner.target.parameters(), *learner.value.parameters()]:
+            weight.add_(0.3 * torch.randn_like(weight))
+    batch = learner.draw(generator(0, 0))
+    batch["ended"][:4, 3:] = True
+    now, after = (
+        (batch[name] - learner.mean) / learner.std for name in ("features", "next_features")
+    )
+    shown = learner(batch)
+    with torch.no_grad():
+        live, slow = (n.positions(now, batch["chunk"]) for n in (learner.q, learner.target))
+        here, there = learner.value(now), learner.value(after)
+    q_loss = v_loss = 0.0
+    for row in range(SMALL.batch):
+        for i in range(5):
+            follows = here[row, i + 1] if i < 4 else there[row, 0]
+            left = 0.0 if batch["ended"][row, i] else 0.9
+            target = batch["rewards"][row, i] + left * follows
+            q_loss += float((live[:, row, i] - target).square().mean()) / (5 * SMALL.batch)
+            gap = float(slow[:, row, i].min() - here[row, i])
+            v_loss += (0.8 if gap > 0 else 0.2) * gap**2 / (5 * SMALL.batch)
+    assert float(shown["q"].detach()) == pytest.approx(q_loss, rel=1e-4)
+    assert float(shown["v"].detach()) == pytest.approx(v_loss, rel=1e-4)
+
+
 @pytest.mark.parametrize("network", ["flat", "injected"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_every_kind_of_network(

@@ -136,6 +136,25 @@ def test_a_window_that_reaches_the_goal_ends_there_and_bootstraps_nothing(tmp_pa
     assert np.allclose(windows.chunk[inside][:2], [action(6), action(7)])
 
 
+def test_each_step_knows_its_reward_whether_it_was_the_last_and_what_is_still_to_come(tmp_path):
+    steps = steps_of(tmp_path, list(traffic(20, success_at=8)), outcome="success")
+    windows = windows_of(steps, horizon=5, discount=DISCOUNT)
+    assert windows.rewards[3].tolist() == [-1, -1, -1, -1, 0]  # rows 4 to 8, the goal
+    assert windows.ended[3].tolist() == [False] * 4 + [True]
+    assert windows.rewards[6].tolist() == [-1, 0, 0, 0, 0]
+    assert windows.ended[6].tolist() == [False] + [True] * 4
+    assert windows.ended[8].all()
+    to_go = [-sum(DISCOUNT**i for i in range(max(7 - start, 0))) for start in range(9)]
+    assert windows.mc_return == pytest.approx(to_go)
+    cut_off = windows_of(
+        replace(steps, success=np.zeros(20, dtype=bool), reward=np.full(20, -1.0)),
+        horizon=5,
+        discount=DISCOUNT,
+    )
+    assert not cut_off.ended.any()
+    assert cut_off.mc_return == pytest.approx(-10.0)  # -1 for ever: -1 / (1 - 0.9)
+
+
 def test_an_episode_that_stops_at_the_goal_keeps_its_last_windows(tmp_path):
     steps = steps_of(tmp_path, list(traffic(9, success_at=8)), outcome="success")
     windows = windows_of(steps, horizon=5, discount=DISCOUNT)
@@ -264,6 +283,11 @@ def test_a_store_becomes_transitions_with_features_of_both_ends(tmp_path):
     assert data.chunk.shape == (16, 5, 5)
     assert data.stamp_ns[9] == START_NS + 2 * DT_NS
     assert (data.features.dtype, data.chunk.dtype) == (np.float32, np.float32)
+    assert data.next_valid[:7].tolist() == [True, True] + [False] * 5
+    assert data.next_valid[7:].tolist() == [True] * 3 + [False] * 6  # nothing follows the goal
+    assert np.array_equal(data.next_chunk[1], data.chunk[6])
+    assert np.array_equal(data.next_chunk[9], data.chunk[14])
+    assert not data.next_chunk[~data.next_valid].any()
     again = load_transitions(
         [tmp_path / "a", tmp_path / "b"], horizon=5, discount=DISCOUNT, features=fake_features
     )
