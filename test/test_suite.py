@@ -72,14 +72,16 @@ def test_rewards_are_those_of_the_suites_own_relabelling(
     name: str, size: int, buttons: int
 ) -> None:
     rng = np.random.default_rng(1)
+    env = make(name, task=1)
     for task in (1, 3):
+        env._reward_task_id = task
         wanted = goal(name, task)
         qpos = rng.uniform(-0.2, 0.2, (200, size))
         for i, cube in enumerate(wanted.cubes):
             qpos[:, 14 + 7 * i : 17 + 7 * i] = cube + rng.normal(0.0, 0.02, (200, 3))
         states = rng.integers(0, 2, (200, buttons))
         data = {"qpos": qpos, "button_states": states}
-        relabel_dataset(name, make(name, task=task), data)
+        relabel_dataset(name, env, data)
         holds = wanted.satisfied(qpos, states)
         np.testing.assert_array_equal(data["rewards"], holds.sum(axis=1) - wanted.conditions)
         np.testing.assert_array_equal(data["masks"], 1.0 - holds.all(axis=1))
@@ -169,6 +171,11 @@ def test_a_cube_out_of_sight_spoils_play_of_the_scene_unless_it_is_in_the_drawer
     assert in_sight(qpos)
     qpos[1, 16] = 0.02
     assert not in_sight(qpos)
+
+
+def test_an_environment_has_the_time_limit_and_the_tasks_of_the_suite() -> None:
+    assert suite.spec("cube-single") == suite.SuiteSpec("cube-single", 200, 5)
+    assert suite.spec("scene").max_steps == 750
 
 
 def test_the_suite_lists_its_environments() -> None:

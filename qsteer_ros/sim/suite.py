@@ -59,13 +59,11 @@ class SuiteSpec:
     Attributes:
         name: ``cube-single``, ``scene``, ...
         max_steps: Control steps after which an episode of a task is cut off.
-        features: Numbers in an observation, F.
         tasks: How many tasks it has.
     """
 
     name: str
     max_steps: int
-    features: int
     tasks: int
 
 
@@ -139,24 +137,18 @@ def make(name: str, *, task: int | None = None) -> Any:
         return _kind(name)(
             terminate_at_goal=False, mode="data_collection", **_registered(name).kwargs
         )
-    count = spec(name).tasks
-    if not 1 <= task <= count:
-        raise ConfigError(f"task of '{name}' must be 1 to {count}: got {task}.")
+    _task_info(name, task)
     registered = _registered(f"{name}-singletask-task{task}")
     return _kind(name)(**registered.kwargs)
 
 
-@functools.cache
 def spec(name: str) -> SuiteSpec:
-    """What is fixed about an environment. Compiles its model once per process.
+    """What is fixed about an environment.
 
     Raises:
         ConfigError: There is no such environment.
     """
-    env = _kind(name)(mode="task", **_registered(name).kwargs)
-    observation, _ = env.reset(seed=0, options={"task_id": 1})
-    limit = _registered(name).max_episode_steps
-    return SuiteSpec(name, int(limit), len(observation), int(env.num_tasks))
+    return SuiteSpec(name, int(_registered(name).max_episode_steps), len(_task_infos(name)))
 
 
 def goal(name: str, task: int) -> Goal:
@@ -165,10 +157,7 @@ def goal(name: str, task: int) -> Goal:
     Raises:
         ConfigError: There is no such environment or task.
     """
-    env = _kind(name)(mode="task", **_registered(name).kwargs)
-    if not 1 <= task <= len(env.task_infos):
-        raise ConfigError(f"task of '{name}' must be 1 to {len(env.task_infos)}: got {task}.")
-    info = env.task_infos[task - 1]
+    info = _task_info(name, task)
     none = np.empty(0, dtype=np.int64)
     if "goal_xyzs" in info:
         return Goal(np.array(info["goal_xyzs"], dtype=np.float64), none)
@@ -187,6 +176,19 @@ def button_states(env: Any) -> NDArray[np.int64]:
     """States of an environment's buttons, (m,); empty where it has none."""
     states = getattr(env, "_cur_button_states", ())
     return np.array(states, dtype=np.int64)
+
+
+@functools.cache
+def _task_infos(name: str) -> tuple[dict[str, Any], ...]:
+    """The environment's own list of tasks; compiles no scene."""
+    return tuple(_kind(name)(mode="task", **_registered(name).kwargs).task_infos)
+
+
+def _task_info(name: str, task: int) -> dict[str, Any]:
+    infos = _task_infos(name)
+    if not 1 <= task <= len(infos):
+        raise ConfigError(f"task of '{name}' must be 1 to {len(infos)}: got {task}.")
+    return infos[task - 1]
 
 
 def _registered(name: str) -> Any:
