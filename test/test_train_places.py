@@ -99,3 +99,25 @@ def test_every_process_of_torchrun_takes_a_gpu_of_its_own(monkeypatch: pytest.Mo
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="asks for GPU 2, PyTorch finds 2"):
         choose_device("cuda")
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"out={tmp_path / 'c'}"
+    assert main(["train", "bc", out, "--resume", "steps=x"]) == 1
+    assert "'steps' must be of type int: got 'x'" in capsys.readouterr().err
+    for wrong in (["train", "bc", out, "--steps", "10"], ["up", "sim", "steps=10"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_resuming_says_that_there_is_nothing_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "c"
+    assert main(["train", "bc", "--resume", f"out={out}", f"data={tmp_path / 'none'}"]) == 1
+    assert f"nothing to resume in '{out}.run/training_state': starting from" in (
+        capsys.readouterr().err
+    )

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, what the verb returned, 1 for an error raised on purpose, 130 after Ctrl-C.
     """
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
     try:
         return run(arguments) or 0
@@ -75,3 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; ``key=value`` words may stand before and after options."""
+    root = parser()
+    arguments, rest = root.parse_known_args(argv)
+    if rest:
+        if arguments.verb != "train" or any(word.startswith("-") for word in rest):
+            root.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.settings += rest
+    return arguments

@@ -112,8 +112,12 @@ def train_program(
             f"qsteer train {program} must be told where its checkpoint goes: 'out' is empty. "
             f"Add out=checkpoints/{program}."
         )
+    from qsteer_ros.learning import states
+
     check_out(settings.out, PROGRAMS[program].parts)
     choose_device(settings.device)
+    if resume and not (state := states.run_folder(settings.out) / states.STATE).exists():
+        sys.stderr.write(f"nothing to resume in '{state}': starting from step 0.\n")
     run: Any = _find(PROGRAMS[program].run)
     metrics = run(settings, resume=resume, command=command(), **parts)
     return json.dumps({"checkpoint": settings.out, **metrics})
