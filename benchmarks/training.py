@@ -1,12 +1,14 @@
 """Training steps per second on this machine: the package's trainer against JAX, in turns.
 
 Usage: python benchmarks/training.py [--quick] [--tasks TEXT] [--batches 256,1024] [--json FILE]
+       [--device cuda [--tf32]]
 
 A task is ``bc`` (flow matching) or ``critic`` (implicit Q-learning: Q of E members, V, target
 networks) with L layers of some width, written ``critic 4x512 E10``; Adam, chunks of 5 x 5, 28
 features, batches drawn from 100000 rows. Engines:
 
 ``ours``          `Trainer.step`: batch, losses, gradients, Adam, target networks
+``cuda graph``    the same captured and replayed, with ``--device cuda``
 ``whole run``     what ``qsteer train`` does around it too: progress bar, scalars, saved history
 ``jax``           one jit-compiled function that does the same, all members as one product
 ``jax unrolled``  the same with one product per member
@@ -33,21 +35,21 @@ from workers import HERE, Worker, machine
 sys.path.insert(0, str(HERE.parent))
 
 TASKS = ("bc 3x256", "bc 4x512", "critic 3x256 E2", "critic 4x512 E2", "critic 4x512 E10")
-ENGINES = ("ours", "whole run", "jax", "jax unrolled")
+ENGINES = ("ours", "cuda graph", "whole run", "jax", "jax unrolled")
 HEAD = (
     f"{'task':17} {'B':>4} {'thr':>3} {'engine':13} {'steps/s':>8} {'ms':>8} {'cpu ms':>8} "
     f"{'ratio':>6} {'cpu':>6} {'n':>3} differs"
 )
 
 
-def task_of(text, batch, device):
+def task_of(text, batch, device, *, tf32=False):
     """What a name such as ``critic 4x512 E10`` stands for."""
     match = re.fullmatch(r"(bc|critic) (\d+)x(\d+)(?: E(\d+))?", text)
     if match is None or (match[1] == "critic") != bool(match[4]):
         raise SystemExit(f"a task is written 'bc 3x256' or 'critic 3x256 E2': got '{text}'.")
     return {
         "program": match[1], "layers": int(match[2]), "width": int(match[3]),
-        "members": int(match[4] or 0), "batch": batch, "device": device,
+        "members": int(match[4] or 0), "batch": batch, "device": device, "tf32": tf32,
     }  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def measure(workers, name, batch, arguments, say):
     rows = {}
     for worker in workers:
         say(f"{name}, batch {batch}: preparing, {worker.threads} threads")
-        task = task_of(name, batch, arguments.device)
+        task = task_of(name, batch, arguments.device, tf32=arguments.tf32)
         for engine, facts in worker.ask(task=task, engines=arguments.engines).items():
             rows[worker, engine] = {
                 "task": name, "batch": batch, "threads": worker.threads, "engine": engine,
@@ -114,6 +116,7 @@ def parsed():
     parser.add_argument("--seconds", type=float, default=0.4, help="per window")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU: products in TF32, of all")
     arguments = parser.parse_args()
     arguments.engines = [name.strip() for name in arguments.engines.split(",")]
     unknown = [name for name in arguments.engines if name not in ENGINES]
@@ -124,6 +127,10 @@ def parsed():
     if importlib.util.find_spec("jax") is None:
         print("JAX is not installed: its rows are left out. pip install jax")
         arguments.engines = [name for name in arguments.engines if not name.startswith("jax")]
+    if arguments.device == "cpu" and "cuda graph" in arguments.engines:
+        arguments.engines.remove("cuda graph")
+    if arguments.device != "cpu":
+        arguments.threads = "1"
     if arguments.quick:
         arguments.tasks, arguments.threads = "bc 3x256,critic 3x256 E2", "1"
     return arguments

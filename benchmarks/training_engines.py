@@ -179,6 +179,14 @@ def since(start):
 def prepared(task, names):
     """Engines of a task by name, and how far their losses are apart: the largest, relative."""
     data = transitions()
+    if task["device"] != "cpu":
+        torch.set_float32_matmul_precision("high" if task["tf32"] else "highest")
+    if any(name.startswith("jax") for name in names):
+        import jax
+        import jax_training  # noqa: F401  (sets the precision first)
+
+        precision = "tensorfloat32" if task["tf32"] else "highest"
+        jax.config.update("jax_default_matmul_precision", precision)
 
     def fresh():
         return make_learner(task, data)
@@ -190,6 +198,8 @@ def prepared(task, names):
         learner, settings = fresh()
         if name == "ours":
             engines[name] = Ours(learner, settings)
+        elif name == "cuda graph":
+            engines[name] = Ours(learner, replace(settings, cuda_graph=True))
         elif name == "whole run":
             engines[name] = Whole(learner, settings)
             continue  # the same steps

@@ -14,6 +14,7 @@ import torch
 from parts import FEATURES, make_critic, make_noise_policy, make_policy
 from torch import Tensor
 
+from qsteer_ros import capture
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler, sample_noise
 from qsteer_ros.policies import cuda_graph
@@ -49,8 +50,8 @@ def rerun(monkeypatch: pytest.MonkeyPatch) -> None:
         graph = Rerun(work)
         return graph, graph.result
 
-    monkeypatch.setattr(cuda_graph, "_captured", captured)
-    monkeypatch.setattr(cuda_graph, "_warm_up", lambda work, device: work())
+    monkeypatch.setattr(capture, "captured", captured)
+    monkeypatch.setattr(capture, "warm_up", lambda work, device: work())
 
 
 def settings_of(mode: str, **options: Any) -> SteeringSettings:

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
     {"types", "errors", "resources", "interface"},
-    {"compiling", "flow", "ensemble", "checkpoints", "motion", "replay", "step_costs"},
+    {"capture", "compiling", "flow", "ensemble", "checkpoints", "motion", "replay", "step_costs"},
     {"dense_kernels", "weights", "posterior", "diffusion", "deadline"},
     {"dense", "trained"},
     {"steering", "critics", "sim"},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,18 @@ class Learner(nn.Module):
 
     Whatever training changes is a submodule, parameter or buffer, target networks included: it is
     saved with the state of an unfinished run. What stays frozen is kept out of the module tree.
+
+    Attributes:
+        capturable: Whether a step is the same work on the device every time, so that it can be
+            captured (see `captured`). What the host counts is counted in `after_step`, which is
+            not captured; what else the step depends on is the `phase`.
     """
+
+    capturable: ClassVar[bool] = False
+
+    def phase(self) -> Hashable:
+        """Changes whenever `forward` or `before_step` become other work."""
+        return None
 
     @abstractmethod
     def draw(self, source: torch.Generator) -> Batch:

@@ -47,6 +47,8 @@ class Training:
         0.0, "Longest gradient of one optimiser's parameters; 0 sets no limit.", bounds=(0.0, 1e9)
     )
     device: str = option("cpu", "cpu, cuda or cuda:N.")
+    cuda_graph: bool = option(False, "On a GPU: capture a step and replay it.")
+    tf32: bool = option(False, "On a GPU: products with 10 bits of fraction, faster.")
     threads: int = option(1, "CPU threads of a process.", bounds=(1, 256))
     checkpoint_every: int = option(1000, "Steps between saved states.", bounds=(1, 1e9))
     log_every: int = option(

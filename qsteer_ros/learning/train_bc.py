@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from qsteer_ros.weights import ema_update
 class PolicyLearner(Learner):
     """Regresses the velocity from noise to the data's chunks (see ``flow_matching_loss``)."""
 
+    capturable: ClassVar[bool] = True
     mean: Tensor
     std: Tensor
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class CriticLearner(Learner):
         taken: Steps taken.
     """
 
+    capturable: ClassVar[bool] = True
     mean: Tensor
     std: Tensor
     taken: Tensor
@@ -93,6 +94,10 @@ class CriticLearner(Learner):
     def warm(self) -> bool:
         """Whether Q still regresses Monte-Carlo returns."""
         return self._count < self._settings.warm_start
+
+    def phase(self) -> bool:
+        """Whether it is warm."""
+        return self.warm
 
     def draw(self, source: torch.Generator) -> Batch:
         """Rows of the data, and what is random in the objective."""

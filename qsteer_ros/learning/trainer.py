@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qsteer_ros import dense
 from qsteer_ros.errors import DataError
 from qsteer_ros.learning import states
-from qsteer_ros.learning.learner import Learner
+from qsteer_ros.learning.captured import CapturedStep
+from qsteer_ros.learning.learner import Batch, Learner
 from qsteer_ros.learning.processes import Processes
 from qsteer_ros.learning.scalars import Scalars
 from qsteer_ros.learning.settings import Training
@@ -54,6 +56,10 @@ class Trainer:
         for optimiser in learner.optimisers().values():
             for group in optimiser.param_groups:
                 group.setdefault("initial_lr", group["lr"])
+        self._captured: CapturedStep | None = None
+        if settings.cuda_graph:
+            count = self._processes.count
+            self._captured = CapturedStep(learner, self._update, count=count)
 
     def close(self) -> None:
         """Let go of what belongs to the group of processes, which must outlive it."""
@@ -62,24 +68,34 @@ class Trainer:
     def step(self, number: int) -> dict[str, Tensor]:
         """Take step ``number`` (from 0); scalars are of this process's share of the batch."""
         settings, learner = self._settings, self.learner
-        optimisers = list(learner.optimisers().values())
         factor = warmup_cosine(
             number, steps=settings.steps, warmup=settings.warmup, floor=settings.lr_floor
         )
         batch = self._processes.share(learner.draw(generator(settings.seed, number)))
-        shown: dict[str, Tensor] = self._model(batch)
+        if self._captured is not None:
+            shown = self._captured(batch, factor=factor)
+        else:
+            for optimiser in learner.optimisers().values():
+                for group in optimiser.param_groups:
+                    group["lr"] = group["initial_lr"] * factor
+            shown = self._update(batch)
+        learner.after_step()
+        return shown
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses, gradients and optimisers, with the learning rates these have."""
+        optimisers = list(self.learner.optimisers().values())
+        with dense.fast():
+            shown: dict[str, Tensor] = self._model(batch)
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
         shown["loss"].backward()  # type: ignore[no-untyped-call]
-        learner.before_step()
+        self.learner.before_step()
         for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            if settings.gradient_clip > 0.0:
+            if self._settings.gradient_clip > 0.0:
                 weights = [w for group in optimiser.param_groups for w in group["params"]]
-                nn.utils.clip_grad_norm_(weights, settings.gradient_clip, foreach=True)
+                nn.utils.clip_grad_norm_(weights, self._settings.gradient_clip, foreach=True)
             optimiser.step()
-        learner.after_step()
         return {name: value.detach() for name, value in shown.items()}
 
 
@@ -106,12 +122,14 @@ def run(
         Mean of each scalar over the last tenth of the steps.
 
     Raises:
-        ConfigError: The saved state belongs to other settings or other data, or the batch cannot
-            be shared.
+        ConfigError: The saved state belongs to other settings or other data, the batch cannot
+            be shared, or the step cannot be captured.
         DataError: The loss is not finite. The last saved state is kept.
         KeyboardInterrupt: The user pressed Ctrl-C; the step was finished and the state saved.
     """
     torch.set_num_threads(settings.threads)
+    if settings.device != "cpu":
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
     same = {k: v for k, v in asdict(settings).items() if k not in _MAY_CHANGE}
     identity = {"settings": same, "data_hash": data_hash}
     with (

@@ -6,21 +6,18 @@ itself, with the same kernels in the same order: the chunk and its trace are the
 bit. What changes from chunk to chunk, features, noise and the random numbers of a rule, is copied
 into the buffers that the captured kernels read.
 
-Two streams per device keep a capture away from an engine that is serving: one for warm-up, one
-that captures and on which nothing ever runs. cuBLAS has a workspace per stream, so the kernels of
-graphs share theirs with no kernel outside graphs. Replays must follow one another on one stream.
+Replays must follow one another on one stream, see :mod:`qsteer_ros.capture`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from qsteer_ros import capture
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError
 from qsteer_ros.flow import Sampler, Scheduled, VelocityField, field_at, sample_noise
@@ -29,12 +26,6 @@ from qsteer_ros.steering.guide import Rule, guide
 from qsteer_ros.steering.modes import critic_rule
 from qsteer_ros.steering.settings import FIELD_MODES, SteeringSettings
 from qsteer_ros.steering.trace import Trace
-
-WARM_UPS = 3
-"""Loops before the capture: libraries load, autograd starts its thread, allocators settle."""
-
-_one_capture = threading.Lock()
-"""torch allows one capture at a time in a process."""
 
 
 class CudaGraph:
@@ -199,12 +190,12 @@ class _Loop:
             if len(trace):
                 trace.columns()
 
-        with _one_capture:
-            _warm_up(rehearsal, device)
-            self._graph, self._chunk = _captured(chunk, device)
+        with capture.one_at_a_time:
+            capture.warm_up(rehearsal, device)
+            self._graph, self._chunk = capture.captured(chunk, device)
             self._summary: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
             if len(trace):
-                self._summary = _captured(trace.columns, device, after=self._graph)
+                self._summary = capture.captured(trace.columns, device, after=self._graph)
                 trace.clear()
 
     def replay(self, features: Tensor, noise: Tensor, seed: int, trace: Trace | None) -> Tensor:
@@ -222,52 +213,3 @@ class _Loop:
             graph.replay()
             trace.fill(columns.clone())
         return self._chunk.clone()
-
-
-@cache
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """For warm-up and for capture."""
-    first: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    second: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return first, second
-
-
-def _warm_up(work: Callable[[], None], device: torch.device) -> None:
-    stream, _ = _streams(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            work()
-    stream.synchronize()
-
-
-def _captured(
-    work: Callable[[], Tensor],
-    device: torch.device,
-    *,
-    after: torch.cuda.CUDAGraph | None = None,
-) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """Capture work that may read what another graph leaves; the graph and where its result is.
-
-    Unlike ``torch.cuda.graph`` this neither waits for the device nor empties caches: another
-    engine may be serving. Other threads may use the GPU meanwhile.
-    """
-    graph = torch.cuda.CUDAGraph()
-    pool = None if after is None else after.pool()
-    with torch.cuda.stream(_streams(device)[1]):
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            result = work()
-        except BaseException:
-            _abandon(graph)
-            raise
-        graph.capture_end()
-    return graph, result
-
-
-def _abandon(graph: torch.cuda.CUDAGraph) -> None:
-    """End a capture that failed; what ended it is what the caller hears of."""
-    try:
-        graph.capture_end()
-    except RuntimeError:
-        return
