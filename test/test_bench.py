@@ -122,6 +122,13 @@ def test_what_depends_on_no_reward_is_trained_once_for_all_tasks(tmp_path: Path)
         assert all(order.index(need) < order.index(job.name) for need in job.needs)
     critic = jobs["critic/cube-single-task4/seed1"].words
     assert {"task=4", "seed=1", "steps=50", "--resume"} <= set(critic)
+    folder = tmp_path / "out" / "checkpoints"
+    dsrl = jobs["dsrl/cube-single-task4/seed1"]  # learns from the critic that steers the others
+    assert set(dsrl.needs) == {
+        "data/cube-single", "bc/cube-single/seed1", "critic/cube-single-task4/seed1",
+    }  # fmt: skip
+    assert f"critic={folder / 'cube-single-task4' / 'seed1' / 'critic'}" in dsrl.words
+    assert f"policy={folder / 'cube-single' / 'seed1' / 'bc'}" in dsrl.words
 
 
 def test_methods_are_judged_on_the_same_checkpoints_and_initial_states(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,11 +102,12 @@ def test_episodes_begin_in_the_states_of_their_seed_and_block(
 
     monkeypatch.setattr(bench_evaluate, "play_episodes", played)
     monkeypatch.setattr(bench_evaluate, "Worlds", lambda *of: of)
+    monkeypatch.setattr(bench_evaluate.suite, "spec", lambda name: SimpleNamespace(max_steps=77))
     evaluate([asked(places, "off")])
     wanted = state_seeds(7, 4, block=1)
     assert told["seeds"] == wanted
     assert told["worlds"] == ("cube-single", 2, 4)
-    assert (told["execute"], told["max_steps"]) == (3, 200)
+    assert (told["execute"], told["max_steps"]) == (3, 77)
     found = json.loads(Path(places["out"]).read_text())
     assert found["solved"] == [seed % 2 == 0 for seed in wanted]
     assert found["made"]["block"] == 1

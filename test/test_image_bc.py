@@ -17,7 +17,7 @@ from torch.nn import functional
 from qsteer_ros import checkpoints
 from qsteer_ros.critics.critic import Critic
 from qsteer_ros.errors import ConfigError, DataError
-from qsteer_ros.learning.pictures import PictureChunks, load_picture_chunks
+from qsteer_ros.learning.pictures import PictureChunks, chunk_starts, load_picture_chunks
 from qsteer_ros.learning.settings_critic import CriticSettings
 from qsteer_ros.learning.settings_image_bc import ImageBcSettings
 from qsteer_ros.learning.train_critic import train_critic
@@ -35,6 +35,7 @@ from qsteer_ros.policies.extractors import load_camera_extractor, load_extractor
 from qsteer_ros.policies.features import PROPRIO_NAMES
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.steered import SteeredPolicy
+from qsteer_ros.replay.transitions import logged_steps
 from qsteer_ros.steering.settings import SteeringSettings
 from qsteer_ros.types import Observation, RobotState
 
@@ -224,6 +225,14 @@ def test_every_executed_chunk_is_cloned_also_after_the_goal(store: Path) -> None
     only = load_picture_chunks(from_store(store, successes_only=True), ROBOT)
     assert (len(only.chunk), only.episodes) == (16, 1)
     assert only.data_hash != data.data_hash
+
+
+def test_a_chunk_needs_a_measured_beginning_and_actions_to_its_end(store: Path) -> None:
+    steps = next(found for found in logged_steps(store) if not isinstance(found, tuple))
+    row = np.arange(20)
+    patchy = replace(steps, complete=row != 4, acting=row != 12)
+    assert chunk_starts(patchy, 5).tolist() == [0, 1, 2, 3, 5, 6, 7, 13, 14, 15]
+    assert len(chunk_starts(steps, 21)) == 0
 
 
 def test_training_keeps_the_pictures_that_a_decision_sees(store: Path) -> None:

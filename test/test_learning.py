@@ -108,6 +108,9 @@ def test_the_last_window_of_an_episode_that_is_cut_off_is_truncated_and_bootstra
     found = relabelled(source)
     np.testing.assert_array_equal(np.flatnonzero(found.truncated), [8, 17])
     assert (found.bootstrap[found.truncated] > 0.0).all()
+    goal = replace(source, cube_xyz=source.cube_xyz.copy())
+    goal.cube_xyz[13] = 0.5
+    assert np.flatnonzero(relabelled(goal).truncated).tolist() == [17]  # the other is solved there
 
 
 def test_transitions_refuse_what_is_not_finite_missing_or_of_another_horizon() -> None:
