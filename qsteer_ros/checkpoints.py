@@ -83,7 +83,8 @@ def check_replaceable(folder: str | Path) -> None:
         raise ConfigError(
             f"'{path}' must be a folder, to get a checkpoint: it is a file. Choose another."
         )
-    if any(path.iterdir()) and not all((path / name).is_file() for name in (WEIGHTS, CONFIG)):
+    ours, held = {WEIGHTS, CONFIG}, {entry.name for entry in path.iterdir()}
+    if not (held <= ours or ours <= held):  # half of a checkpoint is nothing to keep
         raise ConfigError(
             f"'{path}' must be new, empty, or a checkpoint, which is replaced: it holds other "
             "files. Choose another folder."

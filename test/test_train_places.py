@@ -29,8 +29,12 @@ def test_a_checkpoint_never_replaces_what_is_none(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "note"]
 
 
-def test_a_checkpoint_replaces_an_older_one_and_an_empty_folder(tmp_path: Path) -> None:
+def test_a_checkpoint_replaces_an_older_one_half_of_one_and_an_empty_folder(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "c").mkdir()
+    make_policy().save(tmp_path / "c")
+    (tmp_path / "c" / WEIGHTS).unlink()
     make_policy().save(tmp_path / "c")
     (tmp_path / "c" / "gate.json").write_text("{}")
     make_policy().save(tmp_path / "c")
