@@ -64,7 +64,7 @@ def test_the_hand_example_has_target_two_and_a_quarter_and_loss_nine_sixteenths(
     for frozen in (state, reference):
         frozen.requires_grad_(True)
     found = correct(reference, state, time(0.8), climb_of(V5, hill(1.45)), bounds=EVERYWHERE)
-    assert float(reference.detach() + found.velocity) == pytest.approx(2.25)
+    assert float((reference + found.velocity).detach()) == pytest.approx(2.25)
     assert found.ascent.accepted.tolist() == [1]
     loss = matching_loss(trained[None], reference[None], found.velocity[None], time(1.0))
     assert float(loss.detach()) == pytest.approx(0.5625)
@@ -207,14 +207,13 @@ def test_a_climb_that_finds_nothing_better_asks_for_nothing_at_all(variant) -> N
 
 
 def test_members_of_an_ensemble_are_averaged() -> None:
-    """One head wants -0.2, the other 0.4; their mean has its top at 0.1."""
+    """One head wants -0.2, two want 0.4; their mean has its top at 0.2, their minimum at 0.1."""
 
     def q(chunk: Tensor) -> Tensor:
-        heads = [-(chunk + 0.2).square().sum((1, 2)), -(chunk - 0.4).square().sum((1, 2))]
-        return torch.stack(heads)
+        return torch.stack([-(chunk - top).square().sum((1, 2)) for top in (-0.2, 0.4, 0.4)])
 
     found = climb_of(replace(V5, step_size=0.02, ascent_steps=50), q)(one(0.5))
-    assert float(found.chunk) == pytest.approx(0.1, abs=0.011)
+    assert float(found.chunk) == pytest.approx(0.2, abs=0.011)
     assert float(ensemble.mean(q(found.chunk))) == pytest.approx(float(found.values[-1]))
 
 
@@ -266,6 +265,20 @@ def test_a_small_correction_of_a_large_bfloat16_velocity_survives() -> None:
     )
     loss = matching_loss(coarse[None], coarse[None], found.velocity[None], torch.ones(1))
     assert float(loss) == pytest.approx(float(found.velocity) ** 2)
+
+
+def test_the_difference_of_two_coarse_velocities_is_not_coarse() -> None:
+    shape = (1, 1, 1, 1)
+    now, reference = (torch.full(shape, value).bfloat16() for value in (32.0, 0.0625))
+    assert float(now - reference) == 32.0
+    loss = matching_loss(now, reference, torch.zeros(shape), torch.ones(1))
+    assert float(loss) == 31.9375**2
+
+
+def test_no_gradient_reaches_what_is_regressed_on() -> None:
+    parts = [torch.randn(1, 2, 3, 2, requires_grad=True) for _ in range(3)]
+    matching_loss(*parts, torch.ones(1)).backward()
+    assert [part.grad is None for part in parts] == [False, True, True]
 
 
 def test_a_critic_that_breaks_asks_for_nothing() -> None:
