@@ -1,7 +1,8 @@
 """Checkpoints: a folder of ``model.safetensors`` and ``config.json``. No pickle, no torch.
 
 The folder is written under a temporary name and renamed, so a killed process leaves either the
-old checkpoint or the new one, never half of one.
+old checkpoint or the new one, never half of one. Between two renames the old one is called
+``NAME.previous``; whoever reads or writes next gives it its name back.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def save(
         DataError: A tensor holds a value that is not finite. Nothing has been written.
     """
     target = Path(folder)
+    recover(target)
     check_replaceable(target)
     for name, tensor in tensors.items():
         if not np.all(np.isfinite(tensor)):
@@ -68,6 +70,17 @@ def save(
     os.replace(partial, target)
     shutil.rmtree(previous, ignore_errors=True)
     return target
+
+
+def recover(folder: str | Path) -> None:
+    """Put back an old checkpoint that a killed process took away and did not replace.
+
+    Does nothing where there is a checkpoint.
+    """
+    target = Path(folder)
+    previous = target.with_name(target.name + ".previous")
+    if previous.is_dir() and not target.exists():
+        os.replace(previous, target)
 
 
 def check_replaceable(folder: str | Path) -> None:
@@ -121,6 +134,7 @@ def config_of(folder: str | Path, *, kind: str) -> Mapping[str, Any]:
         DataError: The file is damaged.
     """
     path = Path(folder)
+    recover(path)
     for name in (WEIGHTS, CONFIG):
         if not (path / name).is_file():
             raise ConfigError(

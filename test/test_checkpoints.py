@@ -251,3 +251,13 @@ def test_an_architecture_that_is_missing_is_refused(tmp_path: Path) -> None:
 
 def test_the_interface_survives_its_config() -> None:
     assert Interface.from_config(INTERFACE.to_config(), source="c") == INTERFACE
+
+
+def test_a_process_killed_between_two_names_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    folder = checkpoints.save(tmp_path / "c", {"w": np.zeros(2)}, {"kind": "policy"})
+    folder.rename(tmp_path / "c.previous")  # where a kill between the two renames leaves it
+    assert checkpoints.load(folder, kind="policy").config["kind"] == "policy"
+    assert not (tmp_path / "c.previous").exists()
+    folder.rename(tmp_path / "c.previous")
+    checkpoints.save(folder, {"w": np.ones(2)}, {"kind": "policy"})
+    np.testing.assert_array_equal(checkpoints.load(folder, kind="policy").tensors["w"], [1, 1])

@@ -16,13 +16,14 @@ from qsteer_ros.critics.injected import InjectedMLP
 from qsteer_ros.critics.losses import chunk_target, critic_loss, expectile_loss
 from qsteer_ros.critics.networks import critic_input
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.learning.critic_plans import READ_BY
 from qsteer_ros.learning.settings_critic import OBJECTIVES, CriticSettings
 from qsteer_ros.learning.train_critic import CriticLearner, train_critic
 from qsteer_ros.learning.trainer import Trainer, generator
 from qsteer_ros.policies.flow_policy import FlowPolicy
 from qsteer_ros.policies.networks import FlowMLP
 
-SMALL = CriticSettings(steps=3, batch=16, hidden="8,8", num_candidates=2, denoising_steps=2)
+SMALL = CriticSettings(steps=3, batch=16, hidden="8,8", denoising_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,14 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def learner_of(**changes: Any) -> CriticLearner:
-    return CriticLearner(random_transitions(40), replace(SMALL, **changes))
+    return CriticLearner(random_transitions(40), replace(SMALL, **read_by_it(changes)))
+
+
+def read_by_it(changes: dict[str, Any]) -> dict[str, Any]:
+    """Without the settings that the objective does not read."""
+    objective = changes.get("objective", "iql")
+    wanted = {"num_candidates": 2, **changes}
+    return {k: v for k, v in wanted.items() if objective in READ_BY.get(k, (objective,))}
 
 
 def test_a_default_critic_takes_the_steps_of_the_code_it_follows_bit_for_bit() -> None:
@@ -110,8 +118,7 @@ def test_a_stepwise_critic_bootstraps_with_the_first_position_of_what_follows() 
 def test_every_objective_trains_every_kind_of_network(
     objective: str, network: str, policy_folder: str, tmp_path: Path
 ) -> None:
-    settings = replace(
-        SMALL,
+    changes = dict(
         out=str(tmp_path / "critic"),
         objective=objective,
         network=network,
@@ -123,6 +130,7 @@ def test_every_objective_trains_every_kind_of_network(
         proprio_dim=3,
         log_every=0,
     )
+    settings = replace(SMALL, **read_by_it(changes))
     metrics = train_critic(settings, transitions=random_transitions(40))
     assert {"loss", "q", "value"} <= set(metrics)
     critic = Critic.load(tmp_path / "critic")
@@ -219,3 +227,18 @@ def test_data_that_lack_what_an_objective_needs_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=f"this training needs {missing}"):
             CriticLearner(data, replace(SMALL, **changes))
+
+
+@pytest.mark.parametrize(
+    ("objective", "setting"),
+    [
+        ("iql", {"alpha": 0.1}),
+        ("iql", {"steering": "qgf"}),
+        ("sarsa", {"expectile": 0.8}),
+        ("monte_carlo", {"policy": "somewhere"}),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(objective: str, setting: dict) -> None:
+    name = next(iter(setting))
+    with pytest.raises(ConfigError, match=f"'{name}' must be left out with objective={objective}"):
+        CriticLearner(random_transitions(), CriticSettings(objective=objective, **setting))

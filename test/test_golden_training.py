@@ -9,7 +9,6 @@ import torch
 from golden_loader import DTYPES, TOLERANCE, Golden
 from torch import Tensor, nn
 
-from qsteer_ros.weights import ema_update
 from qsteer_ros.critics.losses import (
     bootstrap_factor,
     chunk_target,
@@ -19,6 +18,7 @@ from qsteer_ros.critics.losses import (
 from qsteer_ros.critics.networks import EnsembleMLP, ValueMLP, critic_input
 from qsteer_ros.ensemble import minimum
 from qsteer_ros.policies.networks import FlowMLP, flow_matching_loss
+from qsteer_ros.weights import ema_update
 
 DISCOUNT, HORIZON, EXPECTILE, RATE, LEARNING_RATE = 0.97, 5, 0.9, 0.05, 3e-3
 BOTH = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in DTYPES]

@@ -15,6 +15,8 @@ from qsteer_ros.errors import ConfigError, DataError
 from qsteer_ros.learning.buffer import STD_FLOOR, Buffer, statistics
 from qsteer_ros.learning.play import load_play, window_starts, windows, yaw_of
 from qsteer_ros.learning.servo import fit_servo_of_play, robot_file_lines
+from qsteer_ros.learning.settings import RewardSource
+from qsteer_ros.learning.sources import load_transitions
 from qsteer_ros.learning.transitions import (
     Transitions,
     discounted,
@@ -194,3 +196,12 @@ def test_the_servo_lag_is_fitted_from_play_and_written_as_a_robot_file_wants_it(
     np.testing.assert_allclose(servo.bias_rad, 0.001, atol=1e-6)
     section = yaml.safe_load(robot_file_lines(servo))["servo"]
     np.testing.assert_allclose(section["tau_s"], tau, atol=1e-4)
+
+
+def test_a_goal_for_a_suites_task_is_refused_and_the_other_way_round(tmp_path: Path) -> None:
+    play_of_arm = write_play(tmp_path / "arm")
+    with pytest.raises(ConfigError, match=r"'task' must be left out .* play of the simulated arm"):
+        load_transitions(RewardSource(data=str(play_of_arm), task=2))
+    (tmp_path / "dataset.json").write_text('{"settings": {"suite": "scene"}}')
+    with pytest.raises(ConfigError, match=r"'goal' must be left out .* play of scene"):
+        load_transitions(RewardSource(data=str(tmp_path), goal=2))

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from qsteer_ros.weights import ema_update
 from qsteer_ros.critics.losses import (
     bootstrap_factor,
     chunk_return,
@@ -14,6 +13,7 @@ from qsteer_ros.critics.losses import (
 )
 from qsteer_ros.critics.networks import EnsembleMLP
 from qsteer_ros.errors import ConfigError
+from qsteer_ros.weights import ema_update
 
 
 def test_the_chunk_return_discounts_from_the_first_action() -> None:

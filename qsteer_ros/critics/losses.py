@@ -10,7 +10,7 @@ Source: QGF, arXiv:2606.11087; IQL, arXiv:2110.06169.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qsteer_ros.errors import ConfigError
 

@@ -23,6 +23,19 @@ REDUCTION = {"iql": "min", "stepwise_iql": "min", "calql": "mean"}
 STEERED = ("off", "qgf", "qgf_jacobian", "qpilots_u")
 """Ways in which TD's bootstrap chunk may be steered."""
 
+READ_BY: dict[str, tuple[str, ...]] = {
+    "expectile": ("iql", "stepwise_iql"),
+    "policy": ("td", "calql"),
+    "steering": ("td",),
+    "steering_weight": ("td",),
+    "alpha": ("calql",),
+    "candidates": ("calql",),
+    "num_candidates": ("calql",),
+    "local_std": ("calql",),
+    "densities": ("calql",),
+}
+"""Settings that only some objectives read."""
+
 _SWITCH = {"yes": True, "no": False}
 
 
@@ -77,6 +90,7 @@ def objective_of(settings: CriticSettings, interface: Interface) -> Objective:
             settings contradict each other.
     """
     _one_of("objective", settings.objective, OBJECTIVES)
+    _check_read(settings)
     combine = _aggregate(settings)
     match settings.objective:
         case "iql":
@@ -96,6 +110,20 @@ def objective_of(settings: CriticSettings, interface: Interface) -> Objective:
             return _td(settings, interface)
         case _:
             return _calql(settings, interface, combine)
+
+
+def _check_read(settings: CriticSettings) -> None:
+    """Refuse settings that would do nothing; a simulator reads those of the policy too."""
+    if getattr(settings, "simulate", False):
+        return
+    defaults = type(settings)()
+    for name, objectives in READ_BY.items():
+        value = getattr(settings, name)
+        if settings.objective not in objectives and value != getattr(defaults, name):
+            raise ConfigError(
+                f"'{name}' must be left out with objective={settings.objective}, which does not "
+                f"read it: got {value}. Remove it, or set objective={objectives[0]}."
+            )
 
 
 def _td(settings: CriticSettings, interface: Interface) -> Td:

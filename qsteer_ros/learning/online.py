@@ -107,6 +107,7 @@ class OnlineRun:
             DataError: It is damaged, or windows it had taken in are gone.
         """
         folder = states.run_folder(self.settings.out) / states.STATE
+        checkpoints.recover(folder)
         if not folder.exists():
             return
         self.taken.updates = states.restore(self.learner, self.settings.out, self._identity)

@@ -46,7 +46,9 @@ def load_transitions(settings: RewardSource) -> Transitions:
         return logged_transitions(settings, goal=settings.goal, discount=settings.discount)
     folder = Path(settings.data)
     with _naming(folder):
-        if suite_of(folder):
+        suite = suite_of(folder)
+        _check_read(settings, suite)
+        if suite:
             from qsteer_ros.learning.suite import suite_transitions
 
             return suite_transitions(
@@ -68,6 +70,20 @@ def _naming(folder: Path) -> Iterator[None]:
         if str(folder) in str(error):
             raise
         raise DataError(f"'{folder}': {error}") from error
+
+
+def _check_read(settings: RewardSource, suite: str | None) -> None:
+    """Refuse a goal for a suite's task, and the other way round: it would silently do nothing."""
+    others = ("goal",) if suite else ("task", "sparse")
+    for name in others:
+        value = getattr(settings, name)
+        if value != getattr(RewardSource(), name):
+            held = f"play of {suite}" if suite else "play of the simulated arm"
+            right = "task" if suite else "goal"
+            raise ConfigError(
+                f"'{name}' must be left out with data={settings.data}, which holds {held}: got "
+                f"{value}. What is wanted there is '{right}'."
+            )
 
 
 def chunks_of_play(play: Play, horizon: int) -> Transitions:

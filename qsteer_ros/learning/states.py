@@ -55,6 +55,7 @@ def restore(learner: Learner, out: str | Path, identity: Mapping[str, Any]) -> i
         DataError: It is damaged.
     """
     folder = run_folder(out) / STATE
+    checkpoints.recover(folder)
     if not folder.exists():
         return 0
     saved = checkpoints.load(folder, kind=STATE)
