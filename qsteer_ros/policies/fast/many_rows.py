@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from qsteer_ros.compiling import f32
 from qsteer_ros.policies.fast.arithmetic import (
     ADD,
     CUT,
@@ -15,7 +16,6 @@ from qsteer_ros.policies.fast.arithmetic import (
     bend,
     combine,
     cut_clipped,
-    f32,
     judge_at,
 )
 from qsteer_ros.policies.fast.building import compiled, fingerprint, inner

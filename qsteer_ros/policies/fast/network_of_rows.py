@@ -1,6 +1,7 @@
 """One network for many rows, forwards and backwards."""
 
-from qsteer_ros.policies.fast.arithmetic import activate, activate_only, f32, unactivate
+from qsteer_ros.compiling import f32
+from qsteer_ros.policies.fast.arithmetic import activate, activate_only, unactivate
 from qsteer_ros.policies.fast.building import inner
 from qsteer_ros.policies.fast.packing import (
     BACK,

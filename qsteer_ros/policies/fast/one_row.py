@@ -2,6 +2,7 @@
 
 import numba
 
+from qsteer_ros.compiling import f32
 from qsteer_ros.policies.fast.arithmetic import (
     ADD,
     CUT,
@@ -17,7 +18,6 @@ from qsteer_ros.policies.fast.arithmetic import (
     combine,
     cut_clipped,
     dot_rows,
-    f32,
     judge_at,
     unactivate,
 )
