@@ -59,19 +59,20 @@ class Simulated:
     Args:
         settings: ``policy``, ``steering``, ``steering_weight``, ``execute_steps``, ``max_steps``,
             ``goal``; the critic is read from ``out``.
+        backend: Of the policy's loop, see `SteeredPolicy`.
 
     Raises:
         ConfigError: The policy is missing or does not fit the robot.
     """
 
-    def __init__(self, settings: OnlineSettings) -> None:
+    def __init__(self, settings: OnlineSettings, *, backend: str = "auto") -> None:
         if not settings.policy:
             raise ConfigError(
                 "'policy' must name the policy that plays with simulate=true: got none. "
                 "Add policy=checkpoints/policy."
             )
         robot = RobotFile.load(settings.robot)
-        self._settings, self._kinematics = settings, Kinematics(robot)
+        self._settings, self._backend, self._kinematics = settings, backend, Kinematics(robot)
         policy = FlowPolicy.load(resources.find(settings.policy))
         policy.interface.check_robot(robot, mine="the policy")
         if settings.execute_steps > policy.horizon:
@@ -103,7 +104,12 @@ class Simulated:
         if self._read is None or self._read[0] != changed:
             critic = Critic.load(self._settings.out)
             steered = SteeredPolicy(
-                None, self._policy, critic, self._steering, sampler=self._sampler
+                None,
+                self._policy,
+                critic,
+                self._steering,
+                sampler=self._sampler,
+                backend=self._backend,
             )
             self._read = (changed, steered)
         return self._read[1]
