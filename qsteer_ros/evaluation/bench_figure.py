@@ -32,7 +32,9 @@ def success_figure(results: Results) -> str:
             _panel(axes, title, shown, methods)
         row[0].set_yticks(range(len(methods)), methods)
         row[0].invert_yaxis()
-        figure.supxlabel("success, % (line: 95 % bootstrap interval, dots: training runs)")
+        figure.supxlabel(
+            "success, % (line: 95 % bootstrap interval, dots: training runs)", fontsize=10
+        )
         return svg_text(figure)
 
 
@@ -45,7 +47,8 @@ def _panel(axes: Axes, title: str, rates: dict[str, Rate], methods: list[str]) -
         axes.barh(place, 100 * rate.mean, height=0.62, color=colour, alpha=0.8)
         ends = [100 * rate.low, 100 * rate.high]
         axes.plot(ends, [place, place], color="#20242c", lw=1.3)
-        axes.plot([100 * run for run in rate.runs], [place] * len(rate.runs), "o", ms=2.6, c="k")
+        below = [place + 0.19] * len(rate.runs)
+        axes.plot([100 * run for run in rate.runs], below, "o", ms=2.4, c="#20242c", alpha=0.7)
     axes.set_title(title, fontsize=10)
     axes.set_xlim(0, 102)
     axes.grid(axis="x", color="#e4e6e9", lw=0.8)
