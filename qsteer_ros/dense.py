@@ -17,16 +17,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6
 """flax's default."""
 
 FEWEST_ROWS = 32
 """Smaller batches are left to PyTorch."""
+
+Row = NDArray[np.float32]
 
 _wanted: ContextVar[bool] = ContextVar("fast", default=False)
 
@@ -76,123 +80,169 @@ def perceptron(
     Returns:
         (E, B, out), or (B, out).
     """
-    layers, norms = list(kernels), list(scales)
+    layers, norms = _listed(kernels), _listed(scales)
+    weights = (*layers, *_listed(biases), *norms, *_listed(shifts))
+    back = torch.is_grad_enabled() and (
+        inputs.requires_grad or any(weight.requires_grad for weight in weights)
+    )
     result: Tensor = _Perceptron.apply(  # type: ignore[no-untyped-call]
-        inputs, len(layers), len(norms), *layers, *biases, *norms, *shifts
+        inputs, len(layers), len(norms), back, *weights
     )
     return result
+
+
+def _listed(weights: Iterable[Tensor]) -> list[Tensor]:
+    """The same, past the way a ``ParameterList`` goes for each."""
+    if isinstance(weights, nn.ParameterList):
+        return list(weights._parameters.values())  # type: ignore[arg-type]
+    return list(weights)
 
 
 class _Perceptron(torch.autograd.Function):
     """`perceptron`, one member after the other: what one needs stays in the fast memory."""
 
     @staticmethod
-    def forward(context: Any, inputs: Tensor, layers: int, norms: int, *weights: Tensor) -> Tensor:
-        single = weights[0].dim() == 2
-        members = 1 if single else len(weights[0])
-        kept: list[Tensor] = []
-        outs = []
-        for e in range(members):
-            out, memory = _forward(inputs, _Member(weights, layers, norms, e))
-            outs.append(out)
-            kept += memory
-        context.save_for_backward(inputs, *weights, *kept)
-        context.sizes = layers, norms, members
-        return outs[0] if single else torch.stack(outs)
+    def forward(
+        context: Any, inputs: Tensor, layers: int, norms: int, back: bool, *weights: Tensor
+    ) -> Tensor:
+        members = _members(weights, layers, norms)
+        memories: list[list[_Layer]] = [[] for _ in members]
+        outs = [
+            _forward(inputs, member, memory if back else None)
+            for member, memory in zip(members, memories, strict=True)
+        ]
+        if back:
+            context.save_for_backward(inputs, *weights)
+            context.members, context.memories = members, memories
+        return outs[0] if members[0].linear else torch.stack(outs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        layers, norms, members = context.sizes
-        inputs, *rest = context.saved_tensors
-        count = 2 * (layers + norms)
-        weights, kept = tuple(rest[:count]), rest[count:]
-        single, each = weights[0].dim() == 2, len(kept) // members
-        slopes = []
+        members: list[_Member] = context.members
+        inputs, *weights = context.saved_tensors  # refuses weights that were changed meanwhile
+        layers, norms = len(members[0].matrices), len(members[0].scales)
+        slopes = [torch.empty_like(weight) for weight in weights]
         before: Tensor | None = None
-        for e in range(members):
-            member = _Member(weights, layers, norms, e)
-            after = slope if single else slope[e]
-            own, first = _backward(
-                inputs, member, kept[e * each : (e + 1) * each], after.contiguous(),
-                context.needs_input_grad[0],
-            )  # fmt: skip
-            slopes.append(own)
+        for e, into in enumerate(_members(slopes, layers, norms)):
+            after = (slope if into.linear else slope[e]).contiguous()
+            wanted: bool = context.needs_input_grad[0]
+            first = _backward(inputs, members[e], context.memories[e], after, into, wanted=wanted)
             if first is not None:
                 before = first if before is None else before.add_(first)
-        if single:
-            return before, None, None, *slopes[0]
-        together = (torch.stack(parts) for parts in zip(*slopes, strict=True))
-        shaped = (s.view(w.shape) for s, w in zip(together, weights, strict=True))
-        return before, None, None, *shaped
+            if into.linear:
+                slopes[:layers] = into.matrices
+        return before, None, None, None, *slopes
 
 
-class _Member:
-    """One network's weights: matrices (out, in) as views, the others (out,)."""
+class _Member(NamedTuple):
+    """One network's weights, or their slopes, as views.
 
-    def __init__(self, weights: tuple[Tensor, ...], layers: int, norms: int, index: int) -> None:
-        self.linear = weights[0].dim() == 2  # kept as nn.Linear does
-        own = [
-            w.detach() if self.linear else (w[index].t() if i < layers else w[index, 0]).detach()
-            for i, w in enumerate(weights)
-        ]
-        self.matrices, self.biases = own[:layers], own[layers : 2 * layers]
-        self.scales = own[2 * layers : 2 * layers + norms]
-        self.shifts = own[2 * layers + norms :]
+    Attributes:
+        matrices: (out, in).
+        biases: (out,).
+        scales: (out,), as the kernels take them.
+        shifts: (out,), likewise.
+        linear: Whether matrices are kept as ``nn.Linear`` does.
+    """
+
+    matrices: list[Tensor]
+    biases: list[Tensor]
+    scales: list[Row]
+    shifts: list[Row]
+    linear: bool
 
 
-def _forward(inputs: Tensor, member: _Member) -> tuple[Tensor, list[Tensor]]:
-    """Output (B, out), and of every hidden layer what `_backward` needs: four tensors."""
+class _Layer(NamedTuple):
+    """What a hidden layer keeps for the way back.
+
+    Attributes:
+        signal: Its result, (B, out).
+        normal: Before scale and shift, (B, out); without LayerNorm nothing.
+        slopes: GELU's derivative, (B, out).
+        inverse: One over the rows' standard deviation, (B,); without LayerNorm nothing.
+    """
+
+    signal: Tensor
+    normal: Row | None
+    slopes: Row
+    inverse: Row | None
+
+
+def _members(weights: Sequence[Tensor], layers: int, norms: int) -> list[_Member]:
+    kernels, biases = weights[:layers], weights[layers : 2 * layers]
+    rows = [weight.detach().numpy() for weight in weights[2 * layers :]]
+    scales, shifts = rows[:norms], rows[norms:]
+    if kernels[0].dim() == 2:
+        plain = [w.detach() for w in kernels], [w.detach() for w in biases]
+        return [_Member(*plain, scales, shifts, linear=True)]
+    matrices = [w.detach().mT.unbind() for w in kernels]
+    offsets = [w.detach().squeeze(1).unbind() for w in biases]
+    return [
+        _Member(
+            [parts[e] for parts in matrices],
+            [parts[e] for parts in offsets],
+            [row[e, 0] for row in scales],
+            [row[e, 0] for row in shifts],
+            linear=False,
+        )
+        for e in range(len(kernels[0]))
+    ]
+
+
+def _forward(inputs: Tensor, member: _Member, memory: list[_Layer] | None) -> Tensor:
+    """Output, (B, out); what `_backward` needs is added to the memory, if there is one."""
     from qsteer_ros import dense_kernels as kernels
 
-    signal, memory = inputs, []
-    for index, (matrix, bias) in enumerate(
-        zip(member.matrices[:-1], member.biases[:-1], strict=True)
-    ):
-        z = _product(signal, matrix, bias)
-        slopes = torch.empty_like(z)
-        if index < len(member.scales):
-            signal, inverse = torch.empty_like(z), z.new_empty(len(z))
-            kernels.normalise(
-                z.numpy(), member.scales[index].numpy(), member.shifts[index].numpy(),
-                signal.numpy(), slopes.numpy(), inverse.numpy(),
-            )  # fmt: skip
+    signal, norms = inputs, len(member.scales)
+    for index in range(len(member.matrices) - 1):
+        out = _product(signal, member.matrices[index], member.biases[index])
+        z = out.numpy()
+        norm = (member.scales[index], member.shifts[index]) if index < norms else ()
+        if memory is None:
+            (kernels.normalise_only if norm else kernels.activate_only)(z, *norm)
+            signal = out
+            continue
+        slopes = torch.empty_like(out).numpy()
+        if norm:
+            signal, inverse = torch.empty_like(out), np.empty(len(z), np.float32)
+            kernels.normalise(z, *norm, signal.numpy(), slopes, inverse)
+            memory.append(_Layer(signal, z, slopes, inverse))
         else:
-            kernels.activate(z.numpy(), slopes.numpy())
-            signal, inverse = z, z
-        memory += [z, slopes, inverse, signal]
-    return _head(signal, member.matrices[-1], member.biases[-1]), memory
+            kernels.activate(z, slopes)
+            signal = out
+            memory.append(_Layer(signal, None, slopes, None))
+    return _head(signal, member.matrices[-1], member.biases[-1])
 
 
 def _backward(
-    inputs: Tensor, member: _Member, memory: Sequence[Tensor], slope: Tensor, wanted: bool
-) -> tuple[list[Tensor], Tensor | None]:
-    """Slopes of the weights, in their order, and of the inputs where ``wanted``."""
+    inputs: Tensor,
+    member: _Member,
+    memory: Sequence[_Layer],
+    slope: Tensor,
+    into: _Member,
+    *,
+    wanted: bool,
+) -> Tensor | None:
+    """Slopes of the weights go ``into`` views of theirs; that of the inputs if it is wanted."""
     from qsteer_ros import dense_kernels as kernels
 
-    norms, hidden = len(member.scales), len(member.matrices) - 1
-    signals = [inputs, *memory[3::4]]
-    matrices: list[Tensor] = [_matrix_slope(signals[-1], slope, member)]
-    biases, scales, shifts = [slope.sum(dim=0)], list[Tensor](), list[Tensor]()
-    for index in range(hidden - 1, -1, -1):
-        above = member.matrices[index + 1]
+    _matrix_slope(memory[-1].signal, slope, into, -1)
+    torch.sum(slope, dim=0, out=into.biases[-1])
+    for index in range(len(memory) - 1, -1, -1):
+        above, layer = member.matrices[index + 1], memory[index]
         slope = slope * above if len(above) == 1 else _product(slope, above.t())
-        z, slopes, inverse, _ = memory[4 * index : 4 * index + 4]
-        bias = slope.new_empty(slope.shape[1])
-        if index < norms:
-            scale, shift = torch.empty_like(bias), torch.empty_like(bias)
-            kernels.normalise_back(
-                slope.numpy(), z.numpy(), member.scales[index].numpy(), slopes.numpy(),
-                inverse.numpy(), scale.numpy(), shift.numpy(), bias.numpy(),
-            )  # fmt: skip
-            scales.append(scale)
-            shifts.append(shift)
+        g, bias = slope.numpy(), into.biases[index].numpy()
+        if layer.normal is None:
+            kernels.activate_back(g, layer.slopes, bias)
         else:
-            kernels.activate_back(slope.numpy(), slopes.numpy(), bias.numpy())
-        biases.append(bias)
-        matrices.append(_matrix_slope(signals[index], slope, member))
-    first = _product(slope, member.matrices[0].t()) if wanted else None
-    return [*matrices[::-1], *biases[::-1], *scales[::-1], *shifts[::-1]], first
+            kernels.normalise_back(
+                g, layer.normal, member.scales[index], layer.slopes, layer.inverse,
+                into.scales[index], into.shifts[index], bias,
+            )  # fmt: skip
+        below = memory[index - 1].signal if index else inputs
+        _matrix_slope(below, slope, into, index)
+    return _product(slope, member.matrices[0].t()) if wanted else None
 
 
 def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -207,11 +257,11 @@ def _head(rows: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     return _product(rows, matrix, bias)
 
 
-def _matrix_slope(rows: Tensor, slope: Tensor, member: _Member) -> Tensor:
-    """Slope of a matrix, laid out as its parameter is: as ``nn.Linear`` does, or (in, out)."""
+def _matrix_slope(rows: Tensor, slope: Tensor, into: _Member, index: int) -> None:
+    """Slope of a matrix, (out, in); what is computed has the layout of the parameter."""
     if slope.shape[1] == 1:
-        found = torch.mv(rows.t(), slope[:, 0])
-        return found.unsqueeze(0 if member.linear else 1)
-    if member.linear:
-        return _product(slope.t(), rows.t())
-    return _product(rows.t(), slope.t())
+        into.matrices[index][0] = torch.mv(rows.t(), slope[:, 0])
+    elif into.linear:
+        into.matrices[index] = _product(slope.t(), rows.t())
+    else:
+        into.matrices[index].t().copy_(_product(rows.t(), slope.t()))

@@ -32,6 +32,15 @@ def gelu(values, slopes):  # type: ignore[no-untyped-def]
 
 
 @inner
+def gelu_only(values):  # type: ignore[no-untyped-def]
+    """GELU of each number, in place."""
+    for c in range(values.shape[0]):
+        v = values[c]
+        t = tanh(ROOT * v * (f32(1) + CUBIC * v * v))
+        values[c] = f32(0.5) * v * (f32(1) + t)
+
+
+@inner
 def add(row, total):  # type: ignore[no-untyped-def]
     """Total += row. A loop that touches few arrays is one that LLVM vectorises."""
     for c in range(row.shape[0]):
@@ -124,6 +133,27 @@ def _normalised(mark: int) -> tuple[Callable[..., None], ...]:
     )
 
 
+def _forwards_only(mark: int) -> tuple[Callable[..., None], ...]:
+    def activate_only(z):  # type: ignore[no-untyped-def]
+        mark  # noqa: B018
+        for r in range(z.shape[0]):
+            gelu_only(z[r])
+
+    def normalise_only(z, scale, shift):  # type: ignore[no-untyped-def]
+        mark  # noqa: B018
+        for r in range(z.shape[0]):
+            row = z[r]
+            standardise(row)
+            for c in range(z.shape[1]):
+                row[c] = row[c] * scale[c] + shift[c]
+            gelu_only(row)
+
+    return (
+        compiled(numba.void(rows_), activate_only),
+        compiled(numba.void(rows_, row_, row_), normalise_only),
+    )
+
+
 _mark = fingerprint([Path(__file__)])
 activate, activate_back = _gelu(_mark)
 """GELU of every row, and the way back.
@@ -141,3 +171,6 @@ one over each row's standard deviation. ``normalise_back`` changes ``g``, the sl
 into that of the first ``z``, and writes the slopes of the parameters, ``bias`` as above. Shapes:
 (B, N); parameters and their slopes (N,); ``inverse`` (B,).
 """
+
+activate_only, normalise_only = _forwards_only(_mark)
+"""The same where there is no way back: they change ``z`` into the result."""

@@ -84,7 +84,7 @@ class Buffer:
     def take(self, rows: Tensor) -> Batch:
         """These rows of every tensor."""
         index = rows.to(self._device)
-        return {name: tensor[index] for name, tensor in self._tensors.items()}
+        return {name: t.index_select(0, index) for name, t in self._tensors.items()}
 
     def append(self, transitions: Transitions) -> None:
         """Add new rows.

@@ -27,6 +27,7 @@ from qsteer_ros.errors import DataError
 from qsteer_ros.learning import states
 from qsteer_ros.learning.captured import CapturedStep
 from qsteer_ros.learning.learner import Batch, Learner
+from qsteer_ros.learning.memory import keep_freed_memory
 from qsteer_ros.learning.processes import Processes
 from qsteer_ros.learning.scalars import Scalars
 from qsteer_ros.learning.settings import Training
@@ -48,6 +49,7 @@ class Trainer:
     def __init__(
         self, learner: Learner, settings: Training, processes: Processes | None = None
     ) -> None:
+        keep_freed_memory()
         self.learner = learner.to(settings.device)
         self._settings = settings
         self._processes = Processes() if processes is None else processes
