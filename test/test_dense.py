@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from played import random_transitions
 from torch import Tensor, nn
 
 from qsteer_ros import dense
 from qsteer_ros.critics.networks import EnsembleMLP, ValueMLP
+from qsteer_ros.learning import states
+from qsteer_ros.learning.learner import Learner
+from qsteer_ros.learning.memory import keep_freed_memory
+from qsteer_ros.learning.settings_bc import PolicySettings
+from qsteer_ros.learning.settings_critic import CriticSettings
+from qsteer_ros.learning.train_bc import PolicyLearner
+from qsteer_ros.learning.train_critic import CriticLearner
+from qsteer_ros.learning.trainer import Trainer
 from qsteer_ros.policies.networks import FlowMLP
 
 ROWS = 50
@@ -132,3 +144,66 @@ def test_what_is_not_finite_stays_so() -> None:
         broken = ~torch.isfinite(found)
         assert bool(broken[:, 7].all())
         assert int(broken.sum()) == 3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_where_there_is_no_way_back_the_values_are_the_same(name: str) -> None:
+    network, inputs = made(name)
+    with dense.fast():
+        expected = network(*inputs)
+        with torch.no_grad():
+            found = network(*inputs)
+    assert apart(found, expected) < TOLERANCE
+
+
+# ---- in the trainer
+
+SMALL = {"hidden": "24,24", "batch": 48, "steps": 6, "warmup": 0, "log_every": 0}
+LEARNERS = {
+    "critic": (CriticLearner, CriticSettings(**SMALL)),
+    "policy": (PolicyLearner, PolicySettings(**SMALL)),
+}
+
+
+def trained(name: str, first: int = 0, folder: Path | None = None) -> tuple[Learner, list[float]]:
+    """A learner after the steps from ``first`` on, of the state in a folder, and the losses."""
+    kind, settings = LEARNERS[name]
+    learner: Learner = kind(random_transitions(), settings)
+    trainer = Trainer(learner, settings)
+    if folder is not None:
+        assert states.restore(learner, folder, {}) == first
+    return learner, [float(trainer.step(n)["loss"]) for n in range(first, settings.steps)]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_trainer_computes_this_way_and_arrives_where_pytorch_does(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, losses = trained(name)
+    monkeypatch.setattr(dense, "fast", nullcontext)
+    plain, expected = trained(name)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    pairs = [(a, b) for a, b in zip(fast.parameters(), plain.parameters(), strict=True)]
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert all(apart(a, b) < 1e-3 for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(name: str, tmp_path: Path) -> None:
+    whole, losses = trained(name)
+    kind, settings = LEARNERS[name]
+    begun = kind(random_transitions(), settings)
+    trainer = Trainer(begun, settings)
+    for number in range(3):
+        trainer.step(number)
+    states.save(begun, tmp_path / "out", {}, 3)
+    resumed, rest = trained(name, 3, tmp_path / "out")
+    assert rest == losses[3:]
+    for key, tensor in resumed.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[key]), key
+
+
+def test_the_c_library_of_a_common_linux_keeps_freed_memory() -> None:
+    if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        pytest.skip("another C library")
+    assert keep_freed_memory()
